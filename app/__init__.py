@@ -1,0 +1,1 @@
+"""Abdominal CT in, a mask of 13 organs out: the inference program of the image."""
