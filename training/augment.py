@@ -1,0 +1,69 @@
+"""Apply the drawn augmentation to a batch, on the device: jitter, clip, rotate, z-score (section 2.1), in that order."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from app.preprocess import WINDOW_HU, normalise
+from training.store import UNCERTAIN
+
+_NOISE_PX = 1024
+
+
+def noise_bank(device: torch.device | str) -> Tensor:
+    """Gaussian noise (1024, 1024), mean 0 and standard deviation 1, always the same; samples take windows of it."""
+    return torch.randn(_NOISE_PX, _NOISE_PX, generator=torch.Generator().manual_seed(0)).to(device)
+
+
+def augment(batch: dict[str, Tensor], crop_size: int, noise: Tensor) -> tuple[Tensor, Tensor]:
+    """Images and labels as the network takes them.
+
+    Args:
+        batch: Collated items of SliceDataset, on the device of `noise`.
+        crop_size: Pixels of the square output.
+        noise: From `noise_bank`.
+
+    Returns:
+        images float32 (N, 1, crop, crop), z-scored; labels uint8 (N, crop, crop), 0..13 or UNCERTAIN.
+    """
+
+    def column(name: str) -> Tensor:
+        return batch[name].float()[:, None, None]
+
+    labels = batch["labels"]
+    hu = batch["hu"].float()
+    hu = torch.where(hu < column("saturated_hu"), hu, hu + column("excess_hu") * _interior(hu, column("saturated_hu")))
+    hu = torch.minimum(hu, column("saturate_at_hu"))
+
+    organ = labels.where(labels != UNCERTAIN, 0).long()
+    sample = torch.arange(len(organ), device=organ.device)[:, None, None]
+    hu = hu * batch["organ_scale"][sample, organ] + batch["organ_offset_hu"][sample, organ]
+    hu = hu * column("slice_scale") + column("slice_offset_hu")
+    if batch["noise_hu"].any():
+        height, width = hu.shape[-2:]
+        windows = [noise[y : y + height, x : x + width] for y, x in batch["noise_at"].tolist()]
+        hu = hu + column("noise_hu") * torch.stack(windows)
+    if batch["blur"].any():
+        hu = hu + column("blur") * (_gaussian_blur(hu) - hu)
+
+    low = WINDOW_HU[0]
+    hu = hu.clamp(*WINDOW_HU) - low  # grid_sample pads with 0: outside the slice is air
+    size = (len(hu), 1, crop_size, crop_size)
+    grid = F.affine_grid(batch["affine"], size, align_corners=False)
+    images = F.grid_sample(hu[:, None], grid, mode="bilinear", align_corners=False) + low
+    cropped = F.grid_sample(labels[:, None].float(), grid, mode="nearest", align_corners=False)[:, 0].byte()
+    statistics = (batch[name][:, None, None, None] for name in ("mean_hu", "std_hu"))
+    return normalise(images, *statistics), cropped
+
+
+def _interior(hu: Tensor, saturated_hu: Tensor) -> Tensor:
+    """Share of saturated pixels in each pixel's 7x7 neighbourhood: 1 deep inside bone, less at its rim."""
+    return F.avg_pool2d((hu >= saturated_hu).float(), 7, 1, 3)
+
+
+def _gaussian_blur(hu: Tensor) -> Tensor:
+    """Gaussian of sigma 1 pixel; 5 taps a side hold 99 % of it."""
+    taps = torch.exp(-0.5 * torch.arange(-2.0, 3.0, device=hu.device) ** 2)
+    taps = taps / taps.sum()
+    padded = F.pad(hu[:, None], (2, 2, 2, 2), mode="replicate")
+    return F.conv2d(F.conv2d(padded, taps.view(1, 1, 1, 5)), taps.view(1, 1, 5, 1))[:, 0]

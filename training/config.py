@@ -1,0 +1,103 @@
+"""Every setting of a training run, its default the paper's, with the reason where the paper is silent.
+
+The command line is made from this class, a checkpoint carries it, and an unknown key is an error.
+"""
+
+import argparse
+import dataclasses
+from dataclasses import dataclass, field
+
+
+def setting(default, help: str):
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass(frozen=True)
+class Config:
+    store: str = setting("data/store", "slice store made by training.prepare")
+    out: str = setting("runs/cps", "folder for checkpoints and TensorBoard logs")
+    fold: int = setting(-1, "fold of folds.json to validate on and leave out; -1 trains on everything")
+    seed: int = setting(0, "of sampling and augmentation; branch k is initialised from 1000 * (seed + 1) + k")
+    init: str = setting("", "weights or checkpoint to start from, instead of Kaiming")
+    device: str = setting("auto", "auto, cuda or cpu")
+    workers: int = setting(2, "loader processes; 0 loads in the training process")
+    compile: bool = setting(False, "torch.compile the branches")
+    bf16: bool = setting(True, "bfloat16 autocast; parameters and losses stay float32")
+
+    # Method (sections 2.2 and 3.2, table 2)
+    branches: int = setting(2, "2 is cross pseudo supervision; 1 (with --lambda 0) trains one network at half the cost")
+    lambda_: float = setting(0.5, "weight of the CPS loss (eq. 3); 0 takes no unlabelled slices: the paper's 'w/o un'")
+    dice_weight: float = setting(0.0, "weight of a soft Dice term beside eq. 1; 0 is the paper's loss")
+    cutmix: bool = setting(True, "CutMix on unlabelled slices, as in the CPS authors' paper (Chen et al., 2021)")
+    labelled_per_batch: int = setting(48, "half of the paper's batch of 96, over all processes")
+    unlabelled_per_batch: int = setting(48, "the other half; with --lambda 0 not drawn")
+    crop_size: int = setting(512, "pixels; below 512, random crops of the slice at full resolution")
+
+    # Optimisation (table 2)
+    optimiser: str = setting("sgd", "sgd (the paper's) or adamw")
+    lr: float = setting(0.02, "initial learning rate, reached after the warm-up")
+    momentum: float = setting(0.1, "of SGD")
+    weight_decay: float = setting(1e-4, "of SGD or AdamW")
+    epochs: float = setting(400.0, "one epoch is one pass over the labelled slices: the set that bounds the supervision")
+    warmup_epochs: float = setting(5.0, "linear from 0: the paper says WarmUpPoly without a length; 5 is common")
+    poly_power: float = setting(0.9, "of the poly decay after the warm-up, DeepLab's")
+
+    # Sampling and augmentation (section 2.1)
+    organ_share: float = setting(0.0, "share of labelled samples drawn by organ (uniform), crop centred on it")
+    true_hu_share: float = setting(0.0, "share of labelled samples drawn from cases whose HU are not saturated")
+    empty_share: float = setting(0.15, "share of labelled slices without organs kept: unseen, they fill with liver")
+    rotation_deg: float = setting(15.0, "uniform in +-this; patients lie askew by less")
+    zoom: float = setting(1.0, "uniform (log) in 1/this..this: patient size and pixel spacing; 1 is the paper's: none")
+    organ_offset_hu: float = setting(20.0, "organ-intensity jitter: standard deviation of an organ's offset")
+    organ_scale: float = setting(0.05, "organ-intensity jitter: standard deviation of an organ's scale around 1")
+    slice_offset_hu: float = setting(10.0, "the same for the whole slice; on unlabelled slices it is the only one")
+    slice_scale: float = setting(0.05, "the same for the whole slice")
+    noise_hu: float = setting(0.0, "largest standard deviation of added noise; half of the slices get none")
+    blur: float = setting(0.0, "largest share of a 1 px Gaussian mixed in; drawn negative it sharpens; half get none")
+    statistics_jitter: float = setting(0.0, "mean +- this * std and std * (1 +- this): the field of view shifts both")
+
+    # Bookkeeping
+    log_every: int = setting(20, "steps between log lines")
+    validate_every_epochs: float = setting(10.0, "epochs between validations (with --fold)")
+    checkpoint_every_s: float = setting(300.0, "seconds between checkpoints")
+
+    def __post_init__(self):
+        def require(condition, message):
+            if not condition:
+                raise ValueError(message)
+
+        require(self.branches in (1, 2), f"branches must be 1 or 2, got {self.branches}")
+        require(self.branches == 2 or self.lambda_ == 0, "one branch has no other to supervise it: --lambda 0")
+        require(self.optimiser in ("sgd", "adamw"), f"optimiser must be sgd or adamw, got {self.optimiser}")
+        require(self.crop_size % 16 == 0 and 64 <= self.crop_size <= 512, "crop_size must be a multiple of 16, 64..512")
+        require(self.epochs > 0 and self.labelled_per_batch > 0, "epochs and labelled_per_batch must be positive")
+        require(self.zoom >= 1, f"zoom must be at least 1, got {self.zoom}")
+
+
+def parse(arguments: list[str] | None = None) -> Config:
+    """The command line as a Config. Flags are the field names with dashes; `--lambda` is `lambda_`."""
+    parser = argparse.ArgumentParser(
+        prog="python -m training.train",
+        description="Cross pseudo supervision. Defaults are the paper's; see also torchrun --help for many GPUs.",
+    )
+    for item in dataclasses.fields(Config):
+        flag = "--" + item.name.rstrip("_").replace("_", "-")
+        kind = {"action": argparse.BooleanOptionalAction} if item.type is bool else {"type": item.type}
+        help_text = f"{item.metadata['help']} (default: {item.default})".replace("%", "%%")
+        parser.add_argument(flag, dest=item.name, default=item.default, help=help_text, **kind)
+    try:
+        return Config(**vars(parser.parse_args(arguments)))
+    except ValueError as error:
+        parser.error(str(error))
+
+
+def from_dict(values: dict) -> Config:
+    """A Config from a checkpoint's plain dictionary.
+
+    Raises:
+        ValueError: An unknown key, named.
+    """
+    unknown = set(values) - {item.name for item in dataclasses.fields(Config)}
+    if unknown:
+        raise ValueError(f"unknown setting(s): {', '.join(sorted(unknown))}")
+    return Config(**values)
