@@ -71,7 +71,7 @@ def parse_nifti(raw: bytes) -> Header:
         raise InputError(f"voxels of type {_REFUSED.get(code, f'code {code}')} are not CT numbers")
     dtype = np.dtype(order + _DTYPES[code])
     if bitpix != 8 * dtype.itemsize:
-        raise InputError(f"bitpix {field('h', 72)[0]} contradicts the data type {dtype.name}")
+        raise InputError(f"bitpix {bitpix} contradicts the data type {dtype.name}")
 
     qfac, *pixdim = field("4f", 76)
     if not all(0 < size < math.inf for size in pixdim):  # also false for NaN
@@ -185,9 +185,11 @@ def _rotation(quaternion: tuple[float, float, float], qfac: float) -> np.ndarray
     """The standard's rotation of (b, c, d), its third column turned round where qfac is negative."""
     b, c, d = quaternion
     squared = b * b + c * c + d * d
-    a = math.sqrt(max(0.0, 1.0 - squared))
-    if squared > 1:  # rounding in float32, or a careless writer
-        b, c, d = (value / math.sqrt(squared) for value in (b, c, d))
+    if 1.0 - squared < 1e-7:  # the standard's own threshold: half a turn, give or take float32's rounding
+        a, length = 0.0, math.sqrt(squared)
+        b, c, d = b / length, c / length, d / length
+    else:  # also for NaN
+        a = math.sqrt(1.0 - squared)
     rotation = np.array(
         [
             [a * a + b * b - c * c - d * d, 2 * (b * c - a * d), 2 * (b * d + a * c)],

@@ -1,0 +1,789 @@
+"""Reading and writing against nibabel and SimpleITK, on every orientation, and against damage of every kind."""
+
+import gzip
+import hashlib
+import itertools
+import os
+import random
+import re
+import stat
+import struct
+import subprocess
+import sys
+import time
+import zlib
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from nibabel.orientations import inv_ornt_aff
+from nibabel.quaternions import quat2mat
+
+import app.volume as module
+from app.volume import InputError, OutputError, read_volume, remove_stale_temporaries, write_mask
+from tests.hostile import flip_bits, hostile_files, metaimage_bytes, nifti_bytes, nrrd_bytes
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+CT_DIR = Path(os.environ.get("FLARE22_CT_DIR", REPOSITORY.parent / "shared" / "ct"))
+REAL_SCANS = sorted(CT_DIR.glob("*labelled/images/*.nii.gz"))
+
+ORIENTATIONS = list(itertools.product(itertools.permutations(range(3)), itertools.product((1, -1), repeat=3)))
+ARRAY = np.random.default_rng(0).integers(-1000, 1500, (5, 6, 7)).astype(np.int16)  # (i, j, k)
+VOLUME = ARRAY.transpose(2, 1, 0)  # (z, y, x) where the axes run right, forward and up
+AFFINE = np.array([[0.5, 0, 0, -100], [0, 0.75, 0, -20], [0, 0, 2.5, 30], [0, 0, 0, 1]])
+
+
+def oriented_affine(permutation, signs):
+    return AFFINE @ inv_ornt_aff(np.column_stack([permutation, signs]), ARRAY.shape)
+
+
+def save(path, array=ARRAY, affine=AFFINE, order="<", sform=1, qform=1):
+    image = nib.Nifti1Image(array, affine, nib.Nifti1Header(endianness=order))
+    image.header.set_data_dtype(array.dtype)
+    image.header.set_qform(affine, qform)
+    image.header.set_sform(affine, sform)
+    nib.save(image, path)
+    return path
+
+
+def canonical(path):
+    """(z, y, x) float64 by nibabel."""
+    return nib.as_closest_canonical(nib.load(path)).get_fdata().transpose(2, 1, 0)
+
+
+def dicom_oriented(path):
+    """(z, y, x) by SimpleITK."""
+    return sitk.GetArrayFromImage(sitk.DICOMOrient(sitk.ReadImage(path), "RAS"))
+
+
+def labels_of(hu):
+    return (hu % 14).astype(np.uint8)
+
+
+def patch_header(path, code, at, *values):
+    """Overwrite fields of a plain .nii file."""
+    raw = bytearray(path.read_bytes())
+    struct.pack_into(code, raw, at, *values)
+    path.write_bytes(bytes(raw))
+
+
+# Orientation and geometry
+
+
+@pytest.mark.parametrize(("permutation", "signs"), ORIENTATIONS)
+def test_every_axis_orientation_there_and_back(tmp_path, permutation, signs):
+    ct = save(tmp_path / "ct.nii.gz", affine=oriented_affine(permutation, signs))
+    volume = read_volume(ct)
+    assert volume.hu.dtype == np.int16
+    assert volume.hu.flags.c_contiguous
+    assert volume.warnings == ()
+    assert np.array_equal(volume.hu, canonical(ct))
+    assert np.array_equal(volume.hu, dicom_oriented(ct))
+    oriented = nib.as_closest_canonical(nib.load(ct))
+    assert volume.geometry.shape == oriented.shape[::-1]
+    assert volume.geometry.spacing_mm == tuple(map(float, oriented.header.get_zooms()[::-1]))
+    assert volume.geometry.voxel_ml == pytest.approx(0.5 * 0.75 * 2.5 / 1000)
+
+    write_mask(labels_of(volume.hu), volume.geometry, tmp_path / "mask.nii.gz")
+    mask = nib.load(tmp_path / "mask.nii.gz")
+    assert np.array_equal(mask.dataobj, labels_of(ARRAY))  # laid on the CT, voxel by voxel
+    assert np.array_equal(mask.affine, nib.load(ct).affine)
+    by_itk, ct_by_itk = sitk.ReadImage(tmp_path / "mask.nii.gz"), sitk.ReadImage(ct)
+    assert by_itk.GetDirection() == ct_by_itk.GetDirection()
+    assert by_itk.GetOrigin() == ct_by_itk.GetOrigin()
+    assert by_itk.GetSpacing() == ct_by_itk.GetSpacing()
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60, deadline=None)
+@given(
+    st.tuples(*[st.floats(-1, 1)] * 4).filter(lambda q: np.linalg.norm(q) > 0.1),
+    st.booleans(),
+    st.sampled_from([(1, 0), (0, 1), (1, 1)]),
+    st.sampled_from(["<", ">"]),
+)
+def test_oblique_scans_come_out_as_itk_and_nibabel_have_them(tmp_path, quaternion, mirrored, codes, order):
+    rotation = quat2mat(np.array(quaternion) / np.linalg.norm(quaternion))
+    cosines = np.sort(np.abs(rotation).ravel())
+    if np.diff(cosines).min() < 1e-4:  # two axes equally near: either answer would be right
+        return
+    affine = np.eye(4)
+    affine[:3, :3] = rotation * [0.5, 0.75, -2.5 if mirrored else 2.5]
+    ct = save(tmp_path / "ct.nii", affine=affine, sform=codes[0], qform=codes[1], order=order)
+    volume = read_volume(ct)
+    assert np.array_equal(volume.hu, canonical(ct))
+    assert np.array_equal(volume.hu, dicom_oriented(ct))
+    write_mask(labels_of(volume.hu), volume.geometry, tmp_path / "mask.nii.gz")
+    mask = nib.load(tmp_path / "mask.nii.gz")
+    assert np.array_equal(mask.dataobj, labels_of(ARRAY))
+    assert np.array_equal(mask.affine, nib.load(ct).affine)
+
+
+def test_a_sheared_direction_is_read_with_a_warning(tmp_path):
+    affine = AFFINE.copy()
+    affine[1, 2] = 0.4  # a tilted gantry
+    ct = save(tmp_path / "ct.nii.gz", affine=affine, qform=0)
+    volume = read_volume(ct)
+    assert volume.warnings == ("its axes are not at right angles: the nearest ones are used",)
+    assert np.array_equal(volume.hu, canonical(ct))
+    write_mask(labels_of(volume.hu), volume.geometry, tmp_path / "mask.nii.gz")
+    assert np.array_equal(nib.load(tmp_path / "mask.nii.gz").affine, nib.load(ct).affine)
+
+
+def test_without_orientation_it_is_read_as_itk_reads_it(tmp_path):
+    ct = save(tmp_path / "ct.nii")
+    patch_header(ct, "<2h", 252, 0, 0)
+    volume = read_volume(ct)
+    assert "no orientation" in volume.warnings[0]
+    assert np.array_equal(volume.hu, dicom_oriented(ct))
+    assert not np.array_equal(volume.hu, canonical(ct))  # nibabel takes the other reading
+
+
+def test_the_mask_keeps_the_geometry_fields_exactly(tmp_path):
+    image = nib.Nifti1Image(ARRAY[..., None], None, nib.Nifti1Header(endianness=">"))
+    image.header.set_qform(AFFINE, 3)
+    image.header.set_sform(AFFINE + 1e-5, 4)
+    image.header.set_xyzt_units("mm", "sec")
+    image.header.extensions.append(nib.nifti1.Nifti1Extension("comment", b"x" * 1000))
+    image.header["descrip"], image.header["pixdim"][4] = b"a scanner", 1.5
+    image.header["cal_max"], image.header["slice_duration"] = 400, 2
+    nib.save(image, tmp_path / "ct.nii.gz")
+    volume = read_volume(tmp_path / "ct.nii.gz")
+    assert np.array_equal(volume.hu, VOLUME)
+    write_mask(labels_of(volume.hu), volume.geometry, tmp_path / "mask.nii.gz")
+    before, mask = nib.load(tmp_path / "ct.nii.gz").header, nib.load(tmp_path / "mask.nii.gz")
+    after = mask.header
+    same = set(before.keys()) - {"datatype", "bitpix", "cal_max", "cal_min"}
+    for field in same - {"scl_slope", "scl_inter", "vox_offset"}:
+        assert before[field].tobytes() == after[field].tobytes(), field
+    assert mask.shape == (5, 6, 7, 1)
+    assert (float(after["cal_max"]), len(after.extensions)) == (0, 0)
+    assert np.array_equal(np.asarray(mask.dataobj)[..., 0], labels_of(ARRAY))
+
+
+@pytest.mark.parametrize("shape", [(33, 17, 1), (1, 1, 1), (3, 5, 2000), (1, 2000, 3)])
+@pytest.mark.parametrize("block", [64, 1 << 20])
+def test_odd_sizes_in_blocks_of_rows_or_slices(tmp_path, monkeypatch, shape, block):
+    monkeypatch.setattr(module, "_BLOCK", block)
+    array = np.random.default_rng(1).integers(-1000, 1000, shape).astype(np.int16)
+    ct = save(tmp_path / "ct.nii.gz", array, oriented_affine((2, 0, 1), (-1, 1, -1)))
+    volume = read_volume(ct)
+    assert np.array_equal(volume.hu, canonical(ct))
+    write_mask(labels_of(volume.hu), volume.geometry, tmp_path / "mask.nii.gz")
+    assert np.array_equal(nib.load(tmp_path / "mask.nii.gz").dataobj, labels_of(array))
+
+
+# Values
+
+
+@pytest.mark.parametrize("scaling", [(1, 0), (0, 5), (0.5, -3.25), (-3, 100), (1e6, 0)])
+@pytest.mark.parametrize("order", "<>")
+@pytest.mark.parametrize("dtype", ["u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8", "f4", "f8"])
+def test_all_types_of_numbers_are_rounded_and_saturated(tmp_path, dtype, order, scaling):
+    dtype = np.dtype(order + dtype)
+    if dtype.kind == "f":
+        array = np.array([-1e9, -1000.5, -0.5, 0.49, 1.5, 2.5, 3e4, 1e9] * 3)
+    else:
+        limits = np.iinfo(dtype)
+        array = np.array([limits.min, limits.max, 0, 1, 2, 3, 100, limits.max // 2] * 3, object)
+    image = nib.Nifti1Image(array.reshape(2, 3, 4).astype(dtype), AFFINE, nib.Nifti1Header(endianness=order))
+    image.header.set_data_dtype(dtype)
+    nib.save(image, tmp_path / "ct.nii")
+    patch_header(tmp_path / "ct.nii", order + "2f", 112, *scaling)
+    expected = np.clip(np.rint(nib.load(tmp_path / "ct.nii").get_fdata()), -32768, 32767).transpose(2, 1, 0)
+    assert np.array_equal(read_volume(tmp_path / "ct.nii").hu, expected)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_voxel_that_is_not_a_number_is_refused(tmp_path, value, dtype):
+    array = ARRAY.astype(dtype)
+    array[-1, -1, -1] = value
+    with pytest.raises(InputError, match=r"ct.nii.gz': some voxels are NaN or infinite$"):
+        read_volume(save(tmp_path / "ct.nii.gz", array))
+
+
+@pytest.mark.parametrize(
+    ("array", "warning"),
+    [
+        (np.full_like(ARRAY, -1024), "every voxel is -1024 HU"),
+        (
+            np.arange(ARRAY.size, dtype=np.int16).reshape(ARRAY.shape) + 46,
+            "from 46 to 255, the range of an 8-bit picture",
+        ),
+        (np.clip(ARRAY, -125, 275), r"no voxel under -200 HU \(values from -125 to 275\)"),
+    ],
+)
+def test_what_may_be_no_ct_is_read_with_a_warning(tmp_path, array, warning):
+    volume = read_volume(save(tmp_path / "ct.nii.gz", array))
+    assert len(volume.warnings) == 1
+    assert re.search(warning, volume.warnings[0])
+
+
+def test_the_checksum_is_that_of_the_file(tmp_path):
+    for name, raw in {
+        "a.nii.gz": gzip.compress(nifti_bytes(VOLUME)) + b"garbage" * 10000,
+        "b.nii": nifti_bytes(VOLUME),
+        "c.mha": metaimage_bytes(VOLUME, compressed=True) + b"\0" * 3,
+    }.items():
+        (tmp_path / name).write_bytes(raw)
+        assert read_volume(tmp_path / name).sha256 == hashlib.sha256(raw).hexdigest()
+
+
+# Damage
+
+
+@pytest.fixture(scope="module")
+def packed():
+    """One .nii.gz whose stream has a stored, a fixed and a dynamic block: real compression, small."""
+    return gzip.compress(nifti_bytes(VOLUME), 9, mtime=0)
+
+
+def test_a_file_cut_anywhere_is_refused(tmp_path, packed):
+    path = tmp_path / "ct.nii.gz"
+    for size in range(len(packed)):
+        path.write_bytes(packed[:size])
+        with pytest.raises(InputError, match=r"ct\.nii\.gz': (truncated|ends|an empty file|\d+ bytes)") as error:
+            read_volume(path)
+        assert "\n" not in str(error.value)
+
+
+def test_a_flipped_bit_anywhere_is_refused_or_harmless(tmp_path, packed):
+    path, refused = tmp_path / "ct.nii.gz", 0
+    for bit in range(8 * len(packed)):
+        if bit >= 400 and bit % 11:  # all of the gzip header, then an eleventh
+            continue
+        damaged = bytearray(packed)
+        damaged[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(damaged)
+        try:
+            hu = read_volume(path).hu
+        except InputError as error:
+            assert str(error).startswith(f"'{path}': ") and "\n" not in str(error)
+            refused += 1
+        else:
+            assert np.array_equal(hu, VOLUME)
+    assert refused > 0.7 * len(packed)
+
+
+def test_several_members_are_one_stream(tmp_path):
+    plain = nifti_bytes(VOLUME)
+    parts = [plain[:100], b"", plain[100:400], plain[400:], b""]
+    (tmp_path / "ct.nii.gz").write_bytes(b"".join(map(gzip.compress, parts)))
+    volume = read_volume(tmp_path / "ct.nii.gz")
+    assert np.array_equal(volume.hu, VOLUME)
+    assert volume.warnings == ()
+
+
+@pytest.mark.parametrize("tail", [b"\0" * 70000, b"garbage", b"\x1f", b"\x1f\x8b\x08\0"])
+def test_garbage_behind_a_whole_stream_is_told(tmp_path, tail):
+    (tmp_path / "ct.nii.gz").write_bytes(gzip.compress(nifti_bytes(VOLUME)) + tail)
+    volume = read_volume(tmp_path / "ct.nii.gz")
+    assert np.array_equal(volume.hu, VOLUME)
+    assert volume.warnings == ("bytes behind the end of the gzip stream are ignored",)
+
+
+@pytest.mark.parametrize("name", ["ct.nii", "ct.nii.gz"])
+def test_padding_is_ignored_and_more_refused(tmp_path, name):
+    pack = gzip.compress if name.endswith(".gz") else bytes
+    (tmp_path / name).write_bytes(pack(nifti_bytes(VOLUME) + bytes(512)))
+    volume = read_volume(tmp_path / name)
+    assert np.array_equal(volume.hu, VOLUME)
+    assert volume.warnings == ("512 bytes behind the last voxel are ignored",)
+    (tmp_path / name).write_bytes(pack(nifti_bytes(VOLUME) + bytes(513)))
+    with pytest.raises(InputError, match="its header declares"):
+        read_volume(tmp_path / name)
+
+
+def lying_nifti(shape, dtype=np.int16):
+    """A header that declares what the 348 bytes behind it do not have."""
+    header = nib.Nifti1Header()
+    header.set_data_shape(shape)
+    header.set_data_dtype(dtype)
+    header["pixdim"][1:4], header["vox_offset"], header["magic"] = 1, 352, b"n+1"
+    return header.binaryblock + bytes(4) + bytes(348)
+
+
+BAD = {  # name: (file name, bytes, what the message says)
+    "empty": ("x.nii.gz", b"", "an empty file"),
+    "empty plain": ("x.nii", b"", "an empty file"),
+    "text": ("x.nii.gz", b"<html>404 not found</html>", r"damaged gzip stream \(incorrect header check\)"),
+    "text plain": ("x.nii", b"<html>404 not found</html>", r"not a NIfTI-1 file \(it starts with 3c 68 74 6d\)"),
+    "text in gzip": ("x.nii.gz", gzip.compress(b"hello, world" * 99), "not a NIfTI-1 file"),
+    "nothing in gzip": ("x.nii.gz", gzip.compress(b""), "0 bytes are too few"),
+    "not compressed": ("x.nii.gz", nifti_bytes(VOLUME), "damaged gzip stream"),
+    "compressed": ("x.nii", gzip.compress(nifti_bytes(VOLUME)), "starts with 1f 8b"),
+    "only a header": ("x.nii", nifti_bytes(VOLUME)[:352], "but 0 bytes follow it: truncated?"),
+    "a byte short": ("x.nii", nifti_bytes(VOLUME)[:-1], "truncated?"),
+    "half a header": ("x.nii", nifti_bytes(VOLUME)[:100], "ends after 100 bytes"),
+    "voxels missing": ("x.nii.gz", gzip.compress(nifti_bytes(VOLUME)[:-1]), "ends before its last voxel"),
+    "huge": ("x.nii.gz", gzip.compress(lying_nifti(shape=(30000,) * 3)), "declares 30000 x 30000 x 30000 voxels"),
+    "huge plain": ("x.nii", lying_nifti(shape=(30000,) * 3), "but 348 bytes follow it"),
+    "huge floats": (
+        "x.nii.gz",
+        gzip.compress(lying_nifti(shape=(32767,) * 3, dtype=np.float64)),
+        "can hold compressed",
+    ),
+    "2-D": ("x.nii.gz", gzip.compress(lying_nifti(shape=(5, 6))), "2-D image"),
+    "4-D": ("x.nii.gz", gzip.compress(lying_nifti(shape=(5, 6, 7, 2))), "4-D image"),
+    "RGB": ("x.nii", lying_nifti(shape=(5, 6, 7), dtype="RGB"), "type RGB"),
+    "complex": ("x.nii", lying_nifti(shape=(5, 6, 7), dtype=np.complex64), "type complex64"),
+    "nifti-2": ("x.nii", nib.Nifti2Header().binaryblock, "NIfTI-2"),
+    "pair": ("x.hdr", nifti_bytes(VOLUME), "two files: convert it"),
+    "pair's voxels": ("x.img.gz", b"x", "two files: convert it"),
+    "mhd": ("x.mhd", metaimage_bytes(VOLUME), "two files: convert it"),
+    "nhdr": ("x.nhdr", nrrd_bytes(VOLUME), "two files: convert it"),
+    "dicom": ("x.dcm", b"x", r"unknown kind of file: \.nii\.gz, \.nii, \.mha, \.nrrd are read"),
+    "no suffix": ("x", b"x", "unknown kind of file"),
+    "mha elsewhere": ("x.mha", metaimage_bytes(VOLUME, ElementDataFile="/etc/passwd"), "lie in another file"),
+    "mha list": ("x.mha", metaimage_bytes(VOLUME, ElementDataFile="LIST"), "lie in another file"),
+    "mha not": ("x.mha", b"hello", "not a MetaImage"),
+    "mha short": ("x.mha", metaimage_bytes(VOLUME)[:-1], "truncated?"),
+    "mha long": ("x.mha", metaimage_bytes(VOLUME) + bytes(600), "bytes follow it"),
+    "mha zlib short": ("x.mha", metaimage_bytes(VOLUME, True)[:-1], "truncated: its zlib stream has no end"),
+    "mha huge": ("x.mha", metaimage_bytes(VOLUME, True, DimSize="30000 30000 30000"), "can hold compressed"),
+    "mha vast": ("x.mha", metaimage_bytes(VOLUME, DimSize="1e300 5 5"), "size of 1e300"),
+    "mha nan": ("x.mha", metaimage_bytes(VOLUME, DimSize="nan 5 5"), "size of nan"),
+    "mha words": ("x.mha", metaimage_bytes(VOLUME, DimSize="many"), "DimSize is not made of numbers"),
+    "mha 2-D": ("x.mha", metaimage_bytes(VOLUME, DimSize="5 6", NDims="2"), "2-D image"),
+    "mha channels": ("x.mha", metaimage_bytes(VOLUME, ElementNumberOfChannels="3"), "ElementNumberOfChannels = 3"),
+    "mha text": ("x.mha", metaimage_bytes(VOLUME, BinaryData="False"), "written as text"),
+    "mha type": ("x.mha", metaimage_bytes(VOLUME, ElementType="MET_STRING"), "type 'MET_STRING'"),
+    "mha spacing": ("x.mha", metaimage_bytes(VOLUME, ElementSpacing="1 0 1"), "spacing 1 x 0 x 1"),
+    "mha matrix": ("x.mha", metaimage_bytes(VOLUME, TransformMatrix="1 0 0 1 0 0 0 0 1"), "singular"),
+    "mha matrix short": ("x.mha", metaimage_bytes(VOLUME, TransformMatrix="1 0 0 1"), "has 4 numbers, not 9"),
+    "nrrd elsewhere": ("x.nrrd", nrrd_bytes(VOLUME, data_file="../secret.raw"), "lie in another file"),
+    "nrrd elsewhere, one word": ("x.nrrd", nrrd_bytes(VOLUME, datafile="../secret.raw"), "lie in another file"),
+    "nrrd not": ("x.nrrd", b"hello", "not a NRRD"),
+    "nrrd endless": ("x.nrrd", b"NRRD0004\ntype: short\n", "no end"),
+    "nrrd encoding": ("x.nrrd", nrrd_bytes(VOLUME, encoding="hex"), "encoding 'hex'"),
+    "nrrd skip": ("x.nrrd", nrrd_bytes(VOLUME, byte_skip="-1"), "byte skip"),
+    "nrrd type": ("x.nrrd", nrrd_bytes(VOLUME, type="block"), "type 'block'"),
+    "nrrd 4-D": ("x.nrrd", nrrd_bytes(VOLUME, dimension="4", sizes="3 5 6 7"), "4-D image"),
+    "nrrd contradiction": ("x.nrrd", nrrd_bytes(VOLUME, dimension="2"), "contradict"),
+    "nrrd space": ("x.nrrd", nrrd_bytes(VOLUME, space="scanner-xyz"), "space 'scanner-xyz'"),
+    "nrrd directions": (
+        "x.nrrd",
+        nrrd_bytes(VOLUME, **{"space directions": "(0,0,0) (0,1,0) (0,0,1)"}),
+        "not positive",
+    ),
+    "nrrd endian": ("x.nrrd", nrrd_bytes(VOLUME, endian=""), "byte order"),
+    "nrrd short": ("x.nrrd", nrrd_bytes(VOLUME)[:-2], "truncated?"),
+    "nrrd gzip short": ("x.nrrd", nrrd_bytes(VOLUME, True)[:-2], "truncated: its gzip stream has no end"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_bad_files_are_refused_in_one_line(tmp_path, kind):
+    name, raw, cause = BAD[kind]
+    path = tmp_path / name
+    path.write_bytes(raw)
+    start = time.monotonic()
+    with pytest.raises(InputError, match=cause) as error:
+        read_volume(path)
+    assert time.monotonic() - start < 1
+    assert str(error.value).startswith(f"'{path}': ")
+    assert "\n" not in str(error.value)
+
+
+def bad_places(folder):
+    (folder / "folder.nii.gz").mkdir()
+    (folder / "dangling.nii.gz").symlink_to(folder / "nothing")
+    (folder / "loop.nii.gz").symlink_to(folder / "loop.nii.gz")
+    os.mkfifo(folder / "pipe.nii.gz")
+    return {
+        "folder.nii.gz": "a folder, not a file",
+        "dangling.nii.gz": "a link to a file that is not there",
+        "loop.nii.gz": "Too many levels of symbolic links",
+        "pipe.nii.gz": "not a regular file",
+        "missing.nii.gz": "no such file",
+        "missing": "no such file",
+        "x" * 300 + ".nii.gz": "File name too long",
+        "a\0b.nii.gz": "null",
+        "new\nline \udcff.nii.gz": "no such file",
+    }
+
+
+def test_what_is_no_file_is_refused_in_one_line(tmp_path):
+    for name, cause in bad_places(tmp_path).items():
+        with pytest.raises(InputError, match=cause) as error:
+            read_volume(tmp_path / name)
+        assert repr(str(tmp_path / name)) in str(error.value)
+        assert "\n" not in str(error.value)
+        str(error.value).encode()  # can be printed
+
+
+def test_a_file_without_permission_is_refused(tmp_path):
+    path = save(tmp_path / "ct.nii.gz")
+    path.chmod(0)
+    code = (
+        "import os, sys; from app.volume import InputError, read_volume\n"
+        "if os.getuid() == 0: os.setgroups([]); os.setgid(65534); os.setuid(65534)\n"
+        "try: read_volume(sys.argv[1])\n"
+        "except InputError as error: print(error)"
+    )
+    for folder in [tmp_path, *tmp_path.parents][:-2]:
+        if folder.owner() != "root" or folder.stat().st_mode & 0o100:
+            folder.chmod(folder.stat().st_mode | 0o011) if os.getuid() == 0 else None
+    result = subprocess.run([sys.executable, "-c", code, path], cwd=REPOSITORY, capture_output=True, text=True)
+    assert result.stdout == f"'{path}': Permission denied\n", result.stderr
+
+
+def test_more_voxels_than_memory_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "_memory_bytes", lambda: 2 * ARRAY.size - 1)
+    with pytest.raises(InputError, match="5 x 6 x 7 voxels of 2 bytes, more than the memory of this machine"):
+        read_volume(save(tmp_path / "ct.nii.gz"))
+    monkeypatch.setattr(module, "_memory_bytes", lambda: 2 * ARRAY.size)
+    read_volume(save(tmp_path / "ct.nii.gz"))
+
+
+def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path, monkeypatch):
+    path = save(tmp_path / "ct.nii")
+    inner = module._fill
+
+    def fill_and_touch(*arguments):
+        os.utime(path, ns=(1, 1))
+        return inner(*arguments)
+
+    monkeypatch.setattr(module, "_fill", fill_and_touch)
+    with pytest.raises(InputError, match="changed while it was read"):
+        read_volume(path)
+
+
+def test_hostile_files_give_an_error_or_the_right_volume(tmp_path):
+    outcomes = {"refused": 0, "read": 0}
+    for name, raw, expected in hostile_files(1000, seed=0):
+        path = tmp_path / name
+        path.write_bytes(raw)
+        try:
+            hu = read_volume(path).hu
+        except InputError as error:
+            assert str(error).startswith(f"'{path}': ") and "\n" not in str(error)
+            outcomes["refused"] += 1
+        else:
+            assert expected is None or np.array_equal(hu, expected), name
+            outcomes["read"] += 1
+    assert outcomes["refused"] > 500
+    assert outcomes["read"] > 100
+
+
+# MetaImage and NRRD
+
+
+@pytest.mark.parametrize("suffix", [".mha", ".nrrd"])
+@pytest.mark.parametrize("compressed", [False, True])
+@pytest.mark.parametrize(("permutation", "signs"), ORIENTATIONS[::5])
+def test_itk_formats_in_any_orientation(tmp_path, suffix, compressed, permutation, signs):
+    save(tmp_path / "ct.nii.gz", affine=oriented_affine(permutation, signs))
+    image = sitk.ReadImage(tmp_path / "ct.nii.gz")
+    ct = tmp_path / f"ct{suffix}"
+    sitk.WriteImage(image, ct, compressed)
+    volume = read_volume(ct)
+    assert np.array_equal(volume.hu, dicom_oriented(ct))
+    assert volume.warnings == ()
+    write_mask(labels_of(volume.hu), volume.geometry, tmp_path / "mask.nii.gz")
+    mask = sitk.ReadImage(tmp_path / "mask.nii.gz")
+    assert np.array_equal(sitk.GetArrayFromImage(mask), labels_of(sitk.GetArrayFromImage(image)))
+    for attribute in ("GetOrigin", "GetSpacing", "GetDirection"):
+        np.testing.assert_allclose(getattr(mask, attribute)(), getattr(image, attribute)(), atol=1e-6)
+    header = nib.load(tmp_path / "mask.nii.gz").header
+    assert (int(header["qform_code"]), int(header["sform_code"])) == (1, 1)
+    assert header.get_xyzt_units()[0] == "mm"
+    np.testing.assert_allclose(header.get_qform(), header.get_sform(), atol=1e-5)
+
+
+@pytest.mark.parametrize("suffix", [".mha", ".nrrd"])
+@pytest.mark.parametrize(
+    "kind", [f"{kind}{bits}" for kind in ("UInt", "Int") for bits in (8, 16, 32, 64)] + ["Float32", "Float64"]
+)
+def test_itk_formats_of_any_type(tmp_path, suffix, kind):
+    array = np.array([0, 1, 2, 100, 120, 127]).reshape(1, 2, 3)
+    image = sitk.Cast(sitk.GetImageFromArray(array), getattr(sitk, f"sitk{kind}"))
+    image.SetDirection([-1, 0, 0, 0, -1, 0, 0, 0, 1])
+    sitk.WriteImage(image, tmp_path / f"ct{suffix}")
+    assert np.array_equal(read_volume(tmp_path / f"ct{suffix}").hu, array)
+
+
+def test_itk_formats_in_big_endian(tmp_path):
+    raw = nrrd_bytes(VOLUME.astype(">i2"), endian="big")
+    (tmp_path / "ct.nrrd").write_bytes(raw)
+    (tmp_path / "ct.mha").write_bytes(metaimage_bytes(VOLUME.astype(">i2"), BinaryDataByteOrderMSB="True"))
+    for name in ("ct.nrrd", "ct.mha"):
+        assert np.array_equal(read_volume(tmp_path / name).hu, VOLUME)
+
+
+@pytest.mark.parametrize("space", ["left-posterior-superior", "LPS", "RAS", "left-anterior-superior"])
+def test_nrrd_spaces(tmp_path, space):
+    (tmp_path / "ct.nrrd").write_bytes(nrrd_bytes(VOLUME, space=space))
+    assert np.array_equal(read_volume(tmp_path / "ct.nrrd").hu, dicom_oriented(tmp_path / "ct.nrrd"))
+
+
+def test_nrrd_without_space_is_read_as_itk_reads_it(tmp_path):
+    raw = nrrd_bytes(VOLUME, spacings="0.5 0.75 2")
+    for line in (b"space: ", b"space directions", b"space origin"):
+        raw = re.sub(line + rb"[^\n]*\n", b"", raw, count=1)
+    (tmp_path / "ct.nrrd").write_bytes(raw)
+    volume = read_volume(tmp_path / "ct.nrrd")
+    assert np.array_equal(volume.hu, dicom_oriented(tmp_path / "ct.nrrd"))
+    assert volume.geometry.spacing_mm == (2, 0.75, 0.5)
+
+
+@pytest.mark.parametrize("name", ["ct.mha", "ct.nrrd"])
+def test_a_damaged_compressed_body_is_refused(tmp_path, name):
+    whole = {"ct.mha": metaimage_bytes, "ct.nrrd": nrrd_bytes}[name](VOLUME, compressed=True)
+    body = len(whole) - len(zlib.compress(VOLUME.tobytes())) + 20
+    rng = random.Random(0)
+    for _ in range(100):
+        (tmp_path / name).write_bytes(whole[:body] + flip_bits(rng, whole[body:], 1))
+        with pytest.raises(InputError):
+            read_volume(tmp_path / name)
+
+
+# Writing
+
+
+@pytest.fixture
+def scan(tmp_path):
+    """(mask, geometry) of a small CT."""
+    volume = read_volume(save(tmp_path / "input.nii"))
+    return labels_of(volume.hu), volume.geometry
+
+
+def outputs(tmp_path):
+    folder = tmp_path / "outputs"
+    folder.mkdir()
+    return folder
+
+
+def test_a_mask_is_deterministic_replaced_and_readable_by_others(tmp_path, scan):
+    path = outputs(tmp_path) / "m.nii.gz"
+    first = write_mask(*scan, path)
+    raw = path.read_bytes()
+    assert first == hashlib.sha256(raw).hexdigest()
+    assert raw[4:8] == bytes(4)  # gzip's time
+    assert write_mask(np.zeros_like(scan[0]), scan[1], path) != first
+    assert write_mask(*scan, path) == first
+    assert path.read_bytes() == raw
+    assert os.listdir(path.parent) == ["m.nii.gz"]
+    mask = os.umask(0)
+    os.umask(mask)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o666 & ~mask
+
+
+def test_a_link_is_replaced_not_followed(tmp_path, scan):
+    folder, precious = outputs(tmp_path), tmp_path / "precious"
+    precious.write_text("kept")
+    (folder / "m.nii.gz").symlink_to(precious)
+    write_mask(*scan, folder / "m.nii.gz")
+    assert precious.read_text() == "kept"
+    assert not (folder / "m.nii.gz").is_symlink()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda mask: mask.astype(np.int16), "got int16"),
+        (lambda mask: mask[1:], "must be uint8"),
+    ],
+)
+def test_a_wrong_mask_is_a_value_error(tmp_path, scan, change, message):
+    with pytest.raises(ValueError, match=message):
+        write_mask(change(scan[0]), scan[1], tmp_path / "m.nii.gz")
+
+
+def test_a_mask_is_always_nii_gz(tmp_path, scan):
+    with pytest.raises(ValueError, match=r"must end in \.nii\.gz"):
+        write_mask(*scan, tmp_path / "m.nii")
+
+
+def test_no_pattern_finds_a_half_written_mask(tmp_path, scan, monkeypatch):
+    folder, seen = outputs(tmp_path), []
+    inner = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda descriptor: (seen.append(os.listdir(folder)), inner(descriptor)))
+    write_mask(*scan, folder / "m.nii.gz")
+    (temporary,), after = seen
+    assert temporary.startswith(".") and not temporary.endswith(".nii.gz")
+    assert after == ["m.nii.gz"]
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, SystemExit, MemoryError])
+@pytest.mark.parametrize("function", ["_write_gzip", "_verified"])
+def test_a_stop_leaves_the_old_mask_and_no_temporary(tmp_path, scan, monkeypatch, stop, function):
+    path = outputs(tmp_path) / "m.nii.gz"
+    path.write_bytes(b"old")
+    inner = getattr(module, function)
+
+    def stopped(*arguments):
+        inner(*arguments)
+        raise stop
+
+    monkeypatch.setattr(module, function, stopped)
+    with pytest.raises(stop):
+        write_mask(*scan, path)
+    assert os.listdir(path.parent) == ["m.nii.gz"]
+    assert path.read_bytes() == b"old"
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "another", "longer"])
+def test_a_mask_that_reads_back_otherwise_is_an_error(tmp_path, scan, monkeypatch, damage):
+    """A disk that lies: the temporary's bytes change between sync and reading back."""
+    folder = outputs(tmp_path)
+
+    def lying_sync(descriptor):
+        size = os.fstat(descriptor).st_size
+        if damage == "flip":
+            os.pwrite(descriptor, b"\xff\x00", size // 2)
+        elif damage == "cut":
+            os.ftruncate(descriptor, size - 5)
+        elif damage == "longer":
+            os.pwrite(descriptor, b"x", size)
+        else:
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, gzip.compress(scan[1].mask_header + bytes(scan[0].size)), 0)
+
+    monkeypatch.setattr(os, "fsync", lying_sync)
+    with pytest.raises(OutputError, match=r"m\.nii\.gz': cannot be written: read back") as error:
+        write_mask(*scan, folder / "m.nii.gz")
+    assert "\n" not in str(error.value)
+    assert os.listdir(folder) == []
+
+
+def test_a_missing_folder_and_a_folder_in_the_way_are_errors(tmp_path, scan):
+    with pytest.raises(OutputError, match="No such file or directory"):
+        write_mask(*scan, tmp_path / "nowhere" / "m.nii.gz")
+    folder = outputs(tmp_path)
+    (folder / "m.nii.gz").mkdir()
+    with pytest.raises(OutputError, match="Is a directory"):
+        write_mask(*scan, folder / "m.nii.gz")
+    assert os.listdir(folder) == ["m.nii.gz"]
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A real file system of 64 KiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=64k", "none", str(folder)]
+    try:
+        mounted = subprocess.run(command, capture_output=True).returncode == 0
+    except FileNotFoundError:
+        mounted = False
+    if not mounted:
+        pytest.skip("cannot mount a small file system here")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_full_disk_is_an_error_and_keeps_the_old_mask(tmp_path, small_disk):
+    array = np.random.default_rng(0).integers(0, 14, (64, 64, 64)).astype(np.int16)  # noise: > 64 KiB compressed
+    volume = read_volume(save(tmp_path / "input.nii", array))
+    old = write_mask(np.zeros_like(labels_of(volume.hu)), volume.geometry, small_disk / "m.nii.gz")
+    with pytest.raises(OutputError, match=r"m\.nii\.gz': cannot be written: No space left on device$"):
+        write_mask(labels_of(volume.hu), volume.geometry, small_disk / "m.nii.gz")
+    assert os.listdir(small_disk) == ["m.nii.gz"]
+    assert hashlib.sha256((small_disk / "m.nii.gz").read_bytes()).hexdigest() == old
+
+
+KILLED = """
+import os, signal, sys
+import app.volume as module
+volume = module.read_volume(sys.argv[1])
+module.os.replace = lambda *paths: {action}
+module.write_mask(volume.hu.astype("u1"), volume.geometry, module.Path(sys.argv[2]))
+"""
+
+
+def test_a_killed_runs_temporary_goes_and_a_living_ones_stays(tmp_path, scan):
+    folder = outputs(tmp_path)
+    names = [str(tmp_path / "input.nii"), str(folder / "m.nii.gz")]
+    killed = KILLED.format(action="os.kill(os.getpid(), signal.SIGKILL)")
+    assert subprocess.run([sys.executable, "-c", killed, *names], cwd=REPOSITORY).returncode == -9
+    (stale,) = os.listdir(folder)
+    waiting = KILLED.format(action="(print('ready', flush=True), sys.stdin.read(), os.rename(*paths))")
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", waiting, *names], cwd=REPOSITORY, **pipes) as living:
+        assert living.stdout.readline() == b"ready\n"
+        assert len(os.listdir(folder)) == 2
+        remove_stale_temporaries(folder)
+        (left,) = os.listdir(folder)
+        assert left != stale
+        living.stdin.close()
+    assert living.returncode == 0
+    assert os.listdir(folder) == ["m.nii.gz"]
+    remove_stale_temporaries(folder)
+    assert os.listdir(folder) == ["m.nii.gz"]
+
+
+def test_only_own_regular_temporaries_are_removed(tmp_path):
+    folder, precious = outputs(tmp_path), tmp_path / "precious"
+    precious.write_text("kept")
+    (folder / ".mask-1.partial").symlink_to(precious)
+    (folder / ".mask-2.partial").mkdir()
+    os.mkfifo(folder / ".mask-3.partial")
+    for name in ("m.nii.gz", ".hidden", "mask-4.partial", ".mask-5.partial.txt"):
+        (folder / name).write_bytes(b"x")
+    before = set(os.listdir(folder))
+    (folder / ".mask-6.partial").write_bytes(b"x")
+    remove_stale_temporaries(folder)
+    assert set(os.listdir(folder)) == before
+    remove_stale_temporaries(folder / "missing")
+
+
+def test_where_locks_do_not_work_age_decides(tmp_path, scan, monkeypatch):
+    folder = outputs(tmp_path)
+
+    def no_locks(*_):
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr(module.fcntl, "flock", no_locks)
+    write_mask(*scan, folder / "m.nii.gz")
+    for name, age_s in ((".mask-old.partial", 4000), (".mask-new.partial", 10)):
+        (folder / name).write_bytes(b"x")
+        os.utime(folder / name, (time.time() - age_s,) * 2)
+    remove_stale_temporaries(folder)
+    assert sorted(os.listdir(folder)) == [".mask-new.partial", "m.nii.gz"]
+
+
+# Cost
+
+
+def test_reading_needs_the_volume_and_little_more(tmp_path):
+    array = np.random.default_rng(0).integers(0, 255, (256, 256, 400)).astype(np.uint8)
+    save(tmp_path / "ct.nii", array)
+    patch_header(tmp_path / "ct.nii", "<2f", 112, 4, -1024)
+    (tmp_path / "ct.nii.gz").write_bytes(gzip.compress((tmp_path / "ct.nii").read_bytes(), 1))
+    code = (
+        "import resource, sys; from app.volume import read_volume\n"
+        "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024\n"
+        "before = peak(); volume = read_volume(sys.argv[1]); print(peak() - before, volume.hu.nbytes)\n"
+        "print(*{'SimpleITK', 'nibabel', 'scipy', 'torch'} & set(sys.modules))"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code, tmp_path / "ct.nii.gz"], cwd=REPOSITORY, capture_output=True, text=True, check=True
+    )
+    figures, imports = result.stdout.split("\n", 1)
+    used, volume = map(int, figures.split())
+    assert volume == 2 * array.size
+    assert used < volume + 20 * 2**20  # a float copy of the volume would take 100 to 200 MiB more
+    assert imports == "\n"  # the slow ones are not needed to read
+
+
+# Real scans
+
+
+@pytest.mark.skipif(not REAL_SCANS, reason="no real scans: set FLARE22_CT_DIR")
+@pytest.mark.parametrize("path", REAL_SCANS[:: max(1, len(REAL_SCANS) // 4)], ids=lambda path: path.name)
+def test_real_scans_there_and_back(tmp_path, path):
+    volume = read_volume(path)
+    reference = nib.load(path)
+    stored = np.rint(np.asarray(reference.dataobj)).astype(np.int16)
+    to_ras = nib.orientations.io_orientation(reference.affine)
+    assert np.array_equal(volume.hu, nib.orientations.apply_orientation(stored, to_ras).T)
+    write_mask(labels_of(volume.hu), volume.geometry, tmp_path / "m.nii.gz")
+    mask = nib.load(tmp_path / "m.nii.gz")
+    assert np.array_equal(mask.dataobj, labels_of(stored))
+    for field in ("dim", "pixdim", "qform_code", "sform_code", "xyzt_units", "srow_x", "srow_y", "srow_z"):
+        assert np.array_equal(mask.header[field], reference.header[field])
