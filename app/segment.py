@@ -4,14 +4,70 @@ A step of slices goes to the device as int16 and comes back as uint8 labels: cli
 bias and argmax all happen there.
 """
 
+import logging
 from collections.abc import Callable
 
 import numpy as np
 import torch
 
+from app.device import compute_dtype, limit_memory, slices_per_step
 from app.network import OUTPUT_STRIDE
 from app.postprocess import decide
 from app.preprocess import WINDOW_HU, normalise
+from app.weights import Weights
+
+log = logging.getLogger(__name__)
+
+OnStep = Callable[[int], None]
+
+
+class Segmenter:
+    """A trained branch on a device, under a memory budget.
+
+    Args:
+        weights: The branch.
+        device: Where to run; the CPU takes over when a GPU cannot go on.
+        budget_mib: For all that this process takes on a GPU.
+
+    Attributes:
+        device: Where the network is now.
+    """
+
+    def __init__(self, weights: Weights, device: torch.device, budget_mib: int):
+        self.weights, self.budget_mib = weights, budget_mib
+        limit_memory(device, budget_mib)
+        self._move_to(device)
+
+    def _move_to(self, device: torch.device) -> None:
+        self.device, self.dtype = device, compute_dtype(device)
+        self._network = self.weights.network(device, self.dtype)
+
+    def __call__(self, hu: np.ndarray, statistics_hu: tuple[float, float], on_step: OnStep) -> np.ndarray:
+        """Labels of a volume, before the small-region filter; arguments and result as for `segment`.
+
+        Out of memory on a GPU halves the step down to one slice, then this case goes to the CPU; after any
+        other failure of a GPU all that follow go there. Each is warned of.
+        """
+        frame = [max(size, self.weights.frame_px) for size in hu.shape[1:]]
+        step = min(slices_per_step(self.device, self.budget_mib, frame[0] * frame[1]), len(hu))
+        while self.device.type != "cpu":
+            try:
+                return segment(self._network, hu, statistics_hu, step, self.weights.frame_px, on_step)
+            except torch.OutOfMemoryError:
+                torch.cuda.empty_cache()
+                if step == 1:
+                    log.warning("one slice does not fit the GPU's memory budget: this case goes to the CPU")
+                    break
+                log.warning("out of GPU memory at %d slices a step: trying %d", step, step // 2)
+                step //= 2
+            except RuntimeError as error:
+                log.warning("the GPU failed (%s): going on with the CPU", str(error).splitlines()[0])
+                self._move_to(torch.device("cpu"))
+        network, cpu = self._network, torch.device("cpu")
+        if self.device != cpu:
+            network = self.weights.network(cpu, compute_dtype(cpu))
+        step = slices_per_step(cpu, self.budget_mib, frame[0] * frame[1])
+        return segment(network, hu, statistics_hu, step, self.weights.frame_px, on_step)
 
 
 def segment(
@@ -20,9 +76,9 @@ def segment(
     statistics_hu: tuple[float, float],
     slices_per_step: int,
     frame_px: int = 512,
-    on_step: Callable[[int], None] = lambda slices_done: None,
+    on_step: OnStep = lambda slices_done: None,
 ) -> np.ndarray:
-    """Labels of a volume, before the small-region filter.
+    """Labels of a volume, slice by slice.
 
     Args:
         network: In evaluation mode; its parameters tell the device and dtype to work in.

@@ -1,0 +1,113 @@
+"""Where the network runs: device, number format, threads, and how many slices fit the memory budget."""
+
+import logging
+import math
+import os
+from pathlib import Path
+
+import torch
+
+log = logging.getLogger(__name__)
+
+MIB = 1 << 20
+MAX_SLICES_PER_STEP = {"cuda": 8, "cpu": 4}  # more was not faster and holds more memory (benchmarks/)
+# Largest share of a slice in the memory of a step, in half precision: the decoder's concatenation and the
+# full-size logits are its peak, 60 to 90 bytes a pixel; the rest is for cuDNN's workspaces.
+STEP_BYTES_PER_PX = 160
+CONTEXT_MIB = (
+    700  # a CUDA context with cuDNN and the weights takes 400 to 600; NVML cannot tell per process in a container
+)
+
+
+class DeviceError(Exception):
+    """The device asked for cannot be used; the message says why."""
+
+
+def choose_device(name: str) -> torch.device:
+    """The device for `--device`.
+
+    Args:
+        name: "auto" (CUDA if it works, else CPU), "cuda" or "cpu".
+
+    Raises:
+        DeviceError: "cuda" was asked for and does not work.
+    """
+    if name == "cpu":
+        return torch.device("cpu")
+    problem = _cuda_problem()
+    if problem is None:
+        return torch.device("cuda")
+    if name == "cuda":
+        raise DeviceError(f"--device cuda: {problem}")
+    if _has_nvidia_card():
+        log.warning("THE GPU IS NOT USED: %s. Going on, slower, on the CPU.", problem)
+    return torch.device("cpu")
+
+
+def _cuda_problem() -> str | None:
+    """Why CUDA cannot be used, in one line; None if it can."""
+    if torch.version.cuda is None:
+        return "this is a CPU build of torch; install the CUDA build (README, 'Drivers')"
+    try:
+        torch.zeros(1, device="cuda").add_(1).item()  # creates the context and runs a kernel
+    except Exception as error:
+        cause = str(error).splitlines()[0]
+        return f"torch {torch.__version__} (CUDA {torch.version.cuda}) cannot use it: {cause} (README, 'Drivers')"
+    return None
+
+
+def _has_nvidia_card() -> bool:
+    return any(Path("/dev").glob("nvidia[0-9]*")) or Path("/proc/driver/nvidia/version").exists()
+
+
+def compute_dtype(device: torch.device) -> torch.dtype:
+    """Half precision where the device computes in it: float16 on CUDA, bfloat16 on a CPU that has it, else float32."""
+    if device.type == "cuda":
+        return torch.float16
+    has_bfloat16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return torch.bfloat16 if has_bfloat16 else torch.float32
+
+
+def usable_cpus() -> int:
+    """CPUs that this process may use: its affinity, and its control group's quota rounded up."""
+    affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, math.ceil(min(affinity, _cgroup_quota())))
+
+
+def _cgroup_quota(root: Path = Path("/sys/fs/cgroup")) -> float:
+    """CPUs granted by the control group (v2, then v1); infinity if unlimited or unknown."""
+    for files in (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):
+        try:
+            quota, period = " ".join((root / file).read_text() for file in files).split()
+            if quota not in ("max", "-1"):
+                return float(quota) / float(period)
+        except (OSError, ValueError):
+            continue
+    return math.inf
+
+
+def slices_per_step(device: torch.device, budget_mib: int, slice_px: int) -> int:
+    """How many slices go to the device at a time.
+
+    Args:
+        device: On CUDA the budget bounds it; on a CPU only speed does.
+        budget_mib: For everything this process takes on the device, its context included.
+        slice_px: Pixels of a framed slice.
+
+    Returns:
+        At least 1: a budget too small for one slice is tried all the same (a step that does not fit
+        raises torch.OutOfMemoryError, see `limit_memory`).
+    """
+    most = MAX_SLICES_PER_STEP[device.type]
+    if device.type == "cpu":
+        return most
+    fitting = int((budget_mib - CONTEXT_MIB) * MIB // (STEP_BYTES_PER_PX * slice_px))
+    return max(1, min(most, fitting))
+
+
+def limit_memory(device: torch.device, budget_mib: int) -> None:
+    """Make torch's allocator on a CUDA device stop at the budget less the context. Nothing to do on a CPU."""
+    if device.type == "cuda":
+        total_mib = torch.cuda.get_device_properties(device).total_memory / MIB
+        allowed_mib = max(64, budget_mib - CONTEXT_MIB)
+        torch.cuda.set_per_process_memory_fraction(min(1.0, allowed_mib / total_mib), device)

@@ -1,0 +1,92 @@
+"""One case from path to path: the only file that knows all the stages."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+from app.cases import Case
+from app.labels import NUM_CLASSES, ORGANS
+from app.monitor import ResourceMonitor
+from app.postprocess import remove_small_regions
+from app.preprocess import clipped_statistics
+from app.preview import write_preview
+from app.resample import nearest_spacing, resample_in_plane, resampled_shape
+from app.segment import Segmenter
+from app.volume import Volume, write_mask
+
+
+def segment_case(
+    case: Case,
+    volume: Volume,
+    segmenter: Segmenter,
+    monitor: ResourceMonitor,
+    on_slices: Callable[[int, int], None],
+    preview: Path | None = None,
+) -> dict:
+    """Segment one CT that has been read, and write its mask.
+
+    Args:
+        case: Names the mask's file.
+        volume: The CT.
+        segmenter: The network.
+        monitor: Is told the stages.
+        on_slices: Called with slices done and slices in all.
+        preview: PNG to write, or None.
+
+    Returns:
+        What run.json says of the case: shapes, statistics, seconds per stage, organs, checksums.
+
+    Raises:
+        app.volume.OutputError: The mask could not be written.
+        OSError, RuntimeError: The preview could not be written (the mask stands).
+    """
+    seconds: dict[str, float] = {}
+
+    @contextmanager
+    def stage(name: str) -> Iterator[None]:
+        start_s = time.perf_counter()
+        with monitor.stage(name, case.name):
+            yield
+        seconds[name] = round(time.perf_counter() - start_s, 3)
+
+    hu, geometry = volume.hu, volume.geometry
+    with stage("preprocess"):
+        statistics_hu = clipped_statistics(hu)
+        spacing_mm = geometry.spacing_mm[1:]
+        network_spacing_mm = nearest_spacing(spacing_mm, segmenter.weights.spacing_mm)
+        network_shape = resampled_shape(hu.shape, spacing_mm, network_spacing_mm)
+        network_hu = hu if network_shape == hu.shape else resample_in_plane(hu, network_shape, order=1)
+    with stage("segment"):
+        labels = segmenter(network_hu, statistics_hu, lambda done: on_slices(done, len(hu)))
+    with stage("postprocess"):
+        remove_small_regions(labels)
+        if network_shape != hu.shape:
+            labels = resample_in_plane(labels, hu.shape, order=0)
+    with stage("write"):
+        mask_sha256 = write_mask(labels, geometry, case.mask)
+    if preview is not None:
+        with stage("preview"):
+            write_preview(preview, hu, labels, geometry.spacing_mm)
+    return {
+        "shape_zyx": list(hu.shape),
+        "spacing_mm_zyx": list(geometry.spacing_mm),
+        "network_spacing_mm_yx": list(network_spacing_mm),
+        "mean_hu": statistics_hu[0],
+        "std_hu": statistics_hu[1],
+        "device": segmenter.device.type,
+        "seconds": seconds,
+        "organs": _organs(labels, geometry.voxel_ml),
+        "input_sha256": volume.sha256,
+        "mask_sha256": mask_sha256,
+    }
+
+
+def _organs(labels: np.ndarray, voxel_ml: float) -> dict[str, dict]:
+    voxels = sum(np.bincount(part.ravel(), minlength=NUM_CLASSES) for part in labels)
+    return {
+        organ.abbreviation: {"voxels": int(voxels[organ.label]), "ml": round(float(voxels[organ.label]) * voxel_ml, 2)}
+        for organ in ORGANS
+    }

@@ -1,0 +1,65 @@
+"""One picture a case: the mask over the CT, so that a swapped kidney or an upside-down patient shows at once."""
+
+from pathlib import Path
+
+import numpy as np
+from scipy import ndimage
+
+from app.labels import NUM_CLASSES, ORGANS
+
+SOFT_TISSUE_HU = (-160, 240)
+HEIGHT_PX = 512
+FILL = 0.35  # opacity of an organ's inside; its outline is opaque
+
+_COLOURS = np.zeros((NUM_CLASSES, 3))
+for organ in ORGANS:
+    _COLOURS[organ.label] = organ.colour
+
+
+def write_preview(path: Path, hu: np.ndarray, labels: np.ndarray, spacing_mm: tuple[float, float, float]) -> None:
+    """Write a PNG: axial and coronal slice side by side, as radiologists look at them (patient's right on the left).
+
+    Each goes through the most organs, and of those slices through the most organ voxels; one scale for both.
+
+    Args:
+        path: Ends in .png.
+        hu: int16 (z, y, x), x to the patient's right, y forward, z up.
+        labels: uint8, as `hu`.
+        spacing_mm: (z, y, x).
+    """
+    import SimpleITK as sitk  # costs a second, and only previews need it
+
+    z, y = _best_slice(labels, 0), _best_slice(labels, 1)
+    px_per_mm = HEIGHT_PX / (max(hu.shape[1] * spacing_mm[1], hu.shape[0] * spacing_mm[0]))
+    axial = _overlay(hu[z, ::-1, ::-1], labels[z, ::-1, ::-1], spacing_mm[1:], px_per_mm)
+    coronal = _overlay(hu[::-1, y, ::-1], labels[::-1, y, ::-1], spacing_mm[::2], px_per_mm)
+    picture = np.concatenate([axial, coronal], axis=1)
+    sitk.WriteImage(sitk.GetImageFromArray(np.ascontiguousarray(picture), isVector=True), str(path))
+
+
+def _best_slice(labels: np.ndarray, axis: int) -> int:
+    """Index along an axis of the slice with the most organs, then the most organ voxels; the middle if none."""
+    slices = np.moveaxis(labels, axis, 0)
+    counts = np.stack([np.bincount(part.ravel(), minlength=NUM_CLASSES)[1:] for part in slices])
+    if not counts.any():
+        return len(slices) // 2
+    return int(np.lexsort((counts.sum(axis=1), (counts > 0).sum(axis=1)))[-1])
+
+
+def _overlay(hu: np.ndarray, labels: np.ndarray, spacing_mm: tuple[float, float], px_per_mm: float) -> np.ndarray:
+    """RGB (HEIGHT_PX, width, 3) uint8 of one slice with square pixels, centred between black bands."""
+    low, high = SOFT_TISSUE_HU
+    height, width = (max(1, round(n * mm * px_per_mm)) for n, mm in zip(hu.shape, spacing_mm, strict=True))
+    grey = np.clip((_resized(hu.astype(np.float32), (height, width), order=1) - low) / (high - low), 0, 1) * 255
+    organs = _resized(labels, (height, width), order=0)
+    inside = organs > 0
+    outline = inside & ((ndimage.maximum_filter(organs, 3) != organs) | (ndimage.minimum_filter(organs, 3) != organs))
+    opacity = np.where(outline, 1.0, np.where(inside, FILL, 0.0))[..., None]
+    rgb = np.rint(grey[..., None] * (1 - opacity) + _COLOURS[organs] * opacity).astype(np.uint8)
+    above = (HEIGHT_PX - height) // 2
+    return np.pad(rgb, ((above, HEIGHT_PX - height - above), (0, 0), (0, 0)))
+
+
+def _resized(image: np.ndarray, size: tuple[int, int], order: int) -> np.ndarray:
+    zoom = [new / old for new, old in zip(size, image.shape, strict=True)]
+    return ndimage.zoom(image, zoom, order=order, mode="nearest", grid_mode=True)

@@ -1,0 +1,85 @@
+"""run.json: what a run did, case by case; and what earlier runs say is done already.
+
+OUTPUTS/logs/<run>/monitor.csv    resources, a row each interval
+OUTPUTS/logs/<run>/run.json       this record, rewritten after each case
+OUTPUTS/logs/<run>/<case>.png     with --preview
+"""
+
+import hashlib
+import json
+import os
+import time
+from pathlib import Path
+
+
+class RunRecord:
+    """The record of one run, in a folder of its own.
+
+    Args:
+        outputs: The outputs folder; made if absent.
+
+    Attributes:
+        folder: The run's folder, named by its start in UTC.
+        content: What run.json holds.
+
+    Raises:
+        OSError: The folder cannot be made.
+    """
+
+    def __init__(self, outputs: Path):
+        start = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
+        for attempt in range(1000):  # runs that start in one second get folders of their own
+            self.folder = outputs / "logs" / (f"{start}-{attempt}" if attempt else start)
+            try:
+                self.folder.mkdir(parents=True)
+                break
+            except FileExistsError:
+                continue
+        self.content = {"started": start, "exit_status": None, "cases": []}
+
+    def add_case(self, entry: dict) -> None:
+        self.content["cases"].append(entry)
+        self.write()
+
+    def count(self, status: str) -> int:
+        return sum(case["status"] == status for case in self.content["cases"])
+
+    def write(self) -> None:
+        """Replace run.json atomically.
+
+        Raises:
+            OSError: It could not be written; the one before stands.
+        """
+        partial = self.folder / ".run.json.part"
+        try:
+            partial.write_text(json.dumps(self.content, indent=1))
+            os.replace(partial, self.folder / "run.json")
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+def finished_masks(outputs: Path) -> dict[str, set[tuple[str, str, str]]]:
+    """(input, weights, mask) SHA-256 of every case that runs in this outputs folder finished, by case name."""
+    finished: dict[str, set[tuple[str, str, str]]] = {}
+    for path in outputs.glob("logs/*/run.json"):
+        try:
+            run = json.loads(path.read_text())
+            for case in run["cases"]:
+                if case["status"] == "done":
+                    sums = (case["input_sha256"], run["weights"]["sha256"], case["mask_sha256"])
+                    finished.setdefault(case["name"], set()).add(sums)
+        except (OSError, ValueError, KeyError, TypeError):
+            continue  # an unreadable record proves nothing: its cases are done again
+    return finished
+
+
+def file_sha256(path: Path) -> str | None:
+    """SHA-256 of a file; None if it cannot be read."""
+    try:
+        digest = hashlib.sha256()
+        with path.open("rb") as file:
+            while chunk := file.read(1 << 20):
+                digest.update(chunk)
+        return digest.hexdigest()
+    except OSError:
+        return None

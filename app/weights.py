@@ -1,0 +1,107 @@
+"""Load one trained branch: check the file, fold batch norm into the convolutions, go to half precision.
+
+A weights file is what `training.export` writes: plain tensors and numbers, loaded with `weights_only=True`.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from app.labels import ORGANS
+from app.network import DeepLabV3Plus
+from app.preprocess import WINDOW_HU
+
+FORMAT = 1
+CLASSES = ("Background", *(organ.abbreviation for organ in ORGANS))
+
+
+class WeightsError(Exception):
+    """The weights cannot be used; the message names the file and the cause."""
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A checked weights file.
+
+    Attributes:
+        state: float16 parameters of DeepLabV3Plus, batch norm not yet folded.
+        sha256: Of the file.
+        frame_px: In-plane size that training framed slices in.
+        spacing_mm: (lowest, highest) in-plane spacing seen in training.
+        switched_off: Label values that no training case annotates; the network never gives them.
+    """
+
+    state: dict[str, torch.Tensor]
+    sha256: str
+    frame_px: int
+    spacing_mm: tuple[float, float]
+    switched_off: tuple[int, ...]
+
+    def network(self, device: torch.device, dtype: torch.dtype) -> nn.Module:
+        """The network, folded, in evaluation mode, channels last, on the device."""
+        with torch.device("meta"):  # no time lost on an initialisation that is overwritten
+            network = DeepLabV3Plus()
+        network.load_state_dict({name: value.float() for name, value in self.state.items()}, assign=True)
+        return fold_batch_norm(network.eval()).to(device, dtype, memory_format=torch.channels_last)
+
+
+def load_weights(path: Path) -> Weights:
+    """Read and check a weights file.
+
+    Args:
+        path: The file. Where `<path>.sha256` stands beside it, the sums must agree.
+
+    Raises:
+        WeightsError: Missing, damaged, changed, or made for other classes or another window.
+    """
+    try:
+        sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise WeightsError(f"{path}: cannot read the weights: {error.strerror}") from None
+    sum_file = path.with_name(path.name + ".sha256")
+    if sum_file.exists():
+        expected = (sum_file.read_text().split() or ["nothing"])[0]
+        if expected != sha256:
+            raise WeightsError(f"{path}: SHA-256 is {sha256}, but {sum_file.name} says {expected}")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        info, state = content["info"], content["state_dict"]
+        if content["format"] != FORMAT:
+            raise WeightsError(f"{path}: weights of format {content['format']}, this program reads {FORMAT}")
+        if tuple(info["classes"]) != CLASSES:
+            raise WeightsError(f"{path}: made for other classes: {', '.join(map(str, info['classes']))}")
+        if tuple(info["window_hu"]) != WINDOW_HU:
+            raise WeightsError(f"{path}: made for the window {info['window_hu']} HU, not {list(WINDOW_HU)}")
+        low, high = map(float, info["spacing_mm"])
+        weights = Weights(state, sha256, int(info["frame_px"]), (low, high), tuple(info["switched_off"]))
+        weights.network(torch.device("meta"), torch.float32)  # names and shapes fit
+    except WeightsError:
+        raise
+    except Exception as error:  # a file of any content: pickle, zip and key errors alike
+        cause = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise WeightsError(f"{path}: not a weights file of this program ({cause})") from None
+    return weights
+
+
+def fold_batch_norm(network: nn.Module) -> nn.Module:
+    """Fold every batch norm into the convolution before it. Outputs stay the same up to rounding.
+
+    Args:
+        network: In evaluation mode; changed in place. A batch norm follows its convolution among the
+            children of one module, as everywhere in `app.network`.
+
+    Returns:
+        The same network.
+    """
+    for module in network.modules():
+        previous_name, previous = "", None
+        for name, child in list(module.named_children()):
+            if isinstance(previous, nn.Conv2d) and isinstance(child, nn.BatchNorm2d):
+                setattr(module, previous_name, fuse_conv_bn_eval(previous, child))
+                setattr(module, name, nn.Identity())
+            previous_name, previous = name, child
+    return network

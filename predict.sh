@@ -1,0 +1,31 @@
+#!/bin/sh
+# Segment abdominal CT: `sh predict.sh --help`. In the image the packages are there; elsewhere the first run
+# makes .venv and installs them, and a run with no arguments segments the shipped example.
+set -eu
+here=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd)  # callers may stand anywhere (Apptainer changes the directory)
+
+python=${FLARE_PYTHON:-}  # set in the image
+if [ -z "$python" ]; then
+  python=$here/.venv/bin/python
+  installed=$here/.venv/requirements.txt  # a copy of what is installed, made last
+  if ! cmp -s "$here/requirements.txt" "$installed"; then
+    for base in python3 python3.14 python3.13 python3.12 python3.11 python3.10 none; do
+      "$base" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null && break
+    done
+    if [ "$base" = none ]; then
+      echo "predict.sh: Python 3.10 or newer is needed (Debian, Ubuntu: apt install python3 python3-venv)" >&2
+      exit 2
+    fi
+    if ! "$base" -c 'import venv, ensurepip' 2>/dev/null; then
+      echo "predict.sh: $base has no venv module (Debian, Ubuntu: apt install python3-venv)" >&2
+      exit 2
+    fi
+    echo "predict.sh: first run: installing the packages of requirements.txt into .venv" >&2
+    "$base" -m venv "$here/.venv" >&2
+    "$python" -m pip install --quiet --disable-pip-version-check -r "$here/requirements.txt" >&2
+    cp "$here/requirements.txt" "$installed"
+  fi
+  [ $# -gt 0 ] || set -- --inputs "$here/examples" --outputs "$here/outputs" --preview
+fi
+# PYTHONSAFEPATH: a folder named `app` where the caller stands must not be taken for ours.
+PYTHONSAFEPATH=1 PYTHONPATH="$here" exec "$python" -m app "$@"
