@@ -1,4 +1,4 @@
-"""Apply the drawn augmentation to a batch, on the device: jitter, clip, rotate, z-score (section 2.1), in that order."""
+"""Apply the drawn augmentation to a batch, on the device: jitter, clip, rotate, z-score, as in section 2.1."""
 
 import torch
 import torch.nn.functional as F
@@ -40,9 +40,7 @@ def augment(batch: dict[str, Tensor], crop_size: int, noise: Tensor) -> tuple[Te
     hu = hu * batch["organ_scale"][sample, organ] + batch["organ_offset_hu"][sample, organ]
     hu = hu * column("slice_scale") + column("slice_offset_hu")
     if batch["noise_hu"].any():
-        height, width = hu.shape[-2:]
-        windows = [noise[y : y + height, x : x + width] for y, x in batch["noise_at"].tolist()]
-        hu = hu + column("noise_hu") * torch.stack(windows)
+        hu = hu + column("noise_hu") * _windows(noise, batch["noise_at"], hu.shape[-2:])
     if batch["blur"].any():
         hu = hu + column("blur") * (_gaussian_blur(hu) - hu)
 
@@ -54,6 +52,12 @@ def augment(batch: dict[str, Tensor], crop_size: int, noise: Tensor) -> tuple[Te
     cropped = F.grid_sample(labels[:, None].float(), grid, mode="nearest", align_corners=False)[:, 0].byte()
     statistics = (batch[name][:, None, None, None] for name in ("mean_hu", "std_hu"))
     return normalise(images, *statistics), cropped
+
+
+def _windows(noise: Tensor, at: Tensor, size: tuple[int, int]) -> Tensor:
+    """Windows (N, height, width) of the noise bank; `at` (N, 2) are their first rows and columns."""
+    y, x = (at[:, k, None] + torch.arange(size[k], device=noise.device) for k in (0, 1))
+    return noise[y[:, :, None], x[:, None, :]]
 
 
 def _interior(hu: Tensor, saturated_hu: Tensor) -> Tensor:

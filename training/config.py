@@ -16,9 +16,11 @@ def setting(default, help: str):
 class Config:
     store: str = setting("data/store", "slice store made by training.prepare")
     out: str = setting("runs/cps", "folder for checkpoints and TensorBoard logs")
-    fold: int = setting(-1, "fold of folds.json to validate on and leave out; -1 trains on everything")
+    fold: int = setting(-1, "fold (from 0) of --folds to leave out and validate on; -1 trains on everything")
+    folds: str = setting("training/folds.json", "JSON list of lists of patients, written down before training")
     seed: int = setting(0, "of sampling and augmentation; branch k is initialised from 1000 * (seed + 1) + k")
-    init: str = setting("", "weights or checkpoint to start from, instead of Kaiming")
+    init: str = setting("", "checkpoint or exported weights to start from, instead of Kaiming; several: A.pt,B.pt")
+    stop_after_s: float = setting(0.0, "seconds after which to save and stop; the same command goes on; 0: never")
     device: str = setting("auto", "auto, cuda or cpu")
     workers: int = setting(2, "loader processes; 0 loads in the training process")
     compile: bool = setting(False, "torch.compile the branches")
@@ -29,16 +31,19 @@ class Config:
     lambda_: float = setting(0.5, "weight of the CPS loss (eq. 3); 0 takes no unlabelled slices: the paper's 'w/o un'")
     dice_weight: float = setting(0.0, "weight of a soft Dice term beside eq. 1; 0 is the paper's loss")
     cutmix: bool = setting(True, "CutMix on unlabelled slices, as in the CPS authors' paper (Chen et al., 2021)")
+    without_labels: str = setting("", "patients whose labels are not used, A,B,C: unlabelled ones with known truth")
+    cps_on_labelled: bool = setting(False, "CPS on labelled slices too, where their label map leaves a pixel open")
     labelled_per_batch: int = setting(48, "half of the paper's batch of 96, over all processes")
     unlabelled_per_batch: int = setting(48, "the other half; with --lambda 0 not drawn")
-    crop_size: int = setting(512, "pixels; below 512, random crops of the slice at full resolution")
+    frame_px: int = setting(512, "slices are padded to this, as inference frames them; larger ones lose their rim")
+    crop_size: int = setting(512, "pixels; below frame_px, random crops of the slice at full resolution")
 
     # Optimisation (table 2)
     optimiser: str = setting("sgd", "sgd (the paper's) or adamw")
     lr: float = setting(0.02, "initial learning rate, reached after the warm-up")
     momentum: float = setting(0.1, "of SGD")
     weight_decay: float = setting(1e-4, "of SGD or AdamW")
-    epochs: float = setting(400.0, "one epoch is one pass over the labelled slices: the set that bounds the supervision")
+    epochs: float = setting(400.0, "one epoch is one pass over the labelled slices: they bound the supervision")
     warmup_epochs: float = setting(5.0, "linear from 0: the paper says WarmUpPoly without a length; 5 is common")
     poly_power: float = setting(0.9, "of the poly decay after the warm-up, DeepLab's")
 
@@ -69,9 +74,30 @@ class Config:
         require(self.branches in (1, 2), f"branches must be 1 or 2, got {self.branches}")
         require(self.branches == 2 or self.lambda_ == 0, "one branch has no other to supervise it: --lambda 0")
         require(self.optimiser in ("sgd", "adamw"), f"optimiser must be sgd or adamw, got {self.optimiser}")
-        require(self.crop_size % 16 == 0 and 64 <= self.crop_size <= 512, "crop_size must be a multiple of 16, 64..512")
+        for name, largest in (("frame_px", 512), ("crop_size", self.frame_px)):
+            value = getattr(self, name)
+            require(value % 16 == 0 and 32 <= value <= largest, f"{name} must be a multiple of 16 in 32..{largest}")
         require(self.epochs > 0 and self.labelled_per_batch > 0, "epochs and labelled_per_batch must be positive")
+        paired = not self.lambda_ or not self.cutmix or self.unlabelled_per_batch % 2 == 0
+        require(paired, "unlabelled_per_batch must be even: CutMix mixes pairs")
         require(self.zoom >= 1, f"zoom must be at least 1, got {self.zoom}")
+        require(0 <= self.empty_share <= 1, f"empty_share must be in 0..1, got {self.empty_share}")
+        require(0 <= self.organ_share + self.true_hu_share <= 1, "organ_share + true_hu_share must be in 0..1")
+
+
+# What may differ when a run goes on from its checkpoint: it does not change what is learned, but for a longer
+# or shorter run, whose schedule is then that of its new length.
+FREE = (
+    "epochs",
+    *("store", "out", "folds", "init", "device", "workers", "compile"),
+    *("stop_after_s", "log_every", "validate_every_epochs", "checkpoint_every_s"),
+)
+
+
+def changed(before: dict, now: Config) -> list[str]:
+    """Settings of a checkpoint that a run which goes on from it must not change but does: "lr 0.02 -> 0.01"."""
+    values = dataclasses.asdict(now)
+    return [f"{k} {v} -> {values[k]}" for k, v in before.items() if k not in FREE and k in values and values[k] != v]
 
 
 def parse(arguments: list[str] | None = None) -> Config:

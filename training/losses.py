@@ -1,13 +1,15 @@
-"""Equations 1 and 2 of the paper as sums over pixels, their marginal form, and a soft Dice term.
+"""Equations 1 and 2 of the paper as a loss a pixel, its marginal form, and a soft Dice term.
 
 Missing annotation: a pixel marked UNCERTAIN is background or one of the organs that its case does not
 annotate, and its target is log(p_background + p_missing). Everywhere else the plain cross-entropy.
+A slice without labels is the limit of that: every pixel uncertain, every organ missing.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from training.distributed import sum_over_processes
 from training.store import UNCERTAIN
 
 
@@ -20,23 +22,30 @@ def marginal_cross_entropy(logits: Tensor, target: Tensor, missing: Tensor) -> T
         missing: (N, C) bool, the organs that the sample's case does not annotate.
 
     Returns:
-        (N, H, W) float32; the mean over pixels is eq. 1 for one branch.
+        (N, H, W) float32; the mean over pixels is eq. 1 for one branch. Every pixel counts, so the mean over
+        the equal parts of several processes is the mean over the batch.
     """
     log_p = F.log_softmax(logits, dim=1)
     loss = F.nll_loss(log_p, target.long(), ignore_index=UNCERTAIN, reduction="none")
     n, y, x = torch.nonzero(target == UNCERTAIN, as_tuple=True)
     if len(n):
-        hidden = missing.clone()
-        hidden[:, 0] = True  # background
-        loss[n, y, x] = -log_p[n, :, y, x].masked_fill(~hidden[n], -torch.inf).logsumexp(dim=1)
+        possible = _possible(missing)[n]  # (pixels, C)
+        loss[n, y, x] = -log_p[n, :, y, x].masked_fill(~possible, -torch.inf).logsumexp(dim=1)
     return loss
+
+
+def _possible(missing: Tensor) -> Tensor:
+    """What an uncertain pixel may be, (N, C): the missing organs, and background."""
+    possible = missing.clone()
+    possible[:, 0] = True
+    return possible
 
 
 def soft_dice_loss(logits: Tensor, target: Tensor, missing: Tensor) -> Tensor:
     """1 - soft Dice, averaged over the organs present in the batch (not in the paper; Milletari et al., 2016).
 
-    Sums run over the whole batch, so that an organ absent from one slice is not a loss of 1 there. A slice
-    whose case does not annotate an organ counts neither for nor against that organ.
+    Sums run over the whole batch, on all processes, so that an organ absent from one slice is not a loss of 1
+    there. A slice whose case does not annotate an organ counts neither for nor against that organ.
 
     Args:
         logits, target, missing: As for `marginal_cross_entropy`.
@@ -45,21 +54,31 @@ def soft_dice_loss(logits: Tensor, target: Tensor, missing: Tensor) -> Tensor:
         Scalar float32; 0 if no organ is present.
     """
     p = logits.softmax(dim=1)  # (N, C, H, W)
-    counted = (~missing).float()  # (N, C)
-    target = target.long()
-    truth_size = torch.stack([(target == c).sum() for c in range(logits.shape[1])]).float()
-    in_truth = p.gather(1, target.where(target != UNCERTAIN, 0)[:, None])[:, 0]  # p of the true class
-    overlap = torch.zeros_like(truth_size).scatter_add(
-        0, target.where(target != UNCERTAIN, 0).flatten(), in_truth.flatten()
-    )
-    p_size = (p.sum(dim=(2, 3)) * counted).sum(dim=0)
+    classes = range(logits.shape[1])
+    known = target.where(target != UNCERTAIN, 0).long()
+    in_truth = p.gather(1, known[:, None])[:, 0]  # (N, H, W), p of the true class
+    overlap = torch.stack([(in_truth * (target == c)).sum() for c in classes])
+    truth_size = torch.stack([(target == c).sum() for c in classes]).float()
+    p_size = (p.sum(dim=(2, 3)) * ~missing).sum(dim=0)
+    overlap, truth_size, p_size = sum_over_processes(torch.stack([overlap, truth_size, p_size]))
     present = truth_size > 0
     present[0] = False
     if not present.any():
-        return logits.sum() * 0.0
+        return overlap.sum() * 0.0
     return 1 - (2 * overlap[present] / (p_size[present] + truth_size[present])).mean()
 
 
-def pseudo_labels(logits: Tensor) -> Tensor:
-    """Hard pseudo-labels Y of a branch (section 2.2): (N, C, H, W) logits to (N, H, W) int64, without gradient."""
-    return logits.detach().argmax(dim=1)
+def pseudo_labels(logits: Tensor, known: Tensor, missing: Tensor) -> Tensor:
+    """Hard pseudo-labels Y of a branch (section 2.2): the likeliest of what each pixel may be.
+
+    Args:
+        logits: (N, C, H, W).
+        known: (N, H, W) uint8; where it is not UNCERTAIN, it is the label.
+        missing: (N, C) bool, what an uncertain pixel may be besides background.
+
+    Returns:
+        (N, H, W) int64, without gradient; plainly argmax where nothing is known and everything missing.
+    """
+    impossible = ~_possible(missing)[:, :, None, None]
+    likeliest = logits.detach().masked_fill(impossible, -torch.inf).argmax(dim=1)
+    return torch.where(known == UNCERTAIN, likeliest, known.long())

@@ -2,34 +2,40 @@
 
 Two branches of one architecture, initialised differently. Each learns the labels of the labelled slices
 (eq. 1) and the other's hard pseudo-labels of the unlabelled ones (eq. 2); the sum is eq. 3.
+
+Every random choice is a function of the seed and the step, so a run goes on from its checkpoint as if it
+had never stopped.
 """
 
 import dataclasses
-import os
+import itertools
 import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from app.labels import NUM_CLASSES, ORGANS
+from app.labels import ORGANS
 from app.network import DeepLabV3Plus, initialise
+from training import checkpoint
 from training.augment import augment, noise_bank
-from training.config import Config, parse
-from training.cutmix import mix, random_boxes
-from training.dataset import SliceDataset, batches, split
+from training.config import Config, changed, parse
+from training.cutmix import inside, mix, random_boxes
+from training.dataset import SliceDataset, batches, describe, split
+from training.distributed import first_decides, join, leave, part
 from training.losses import marginal_cross_entropy, pseudo_labels, soft_dice_loss
+from training.picture import panel
 from training.schedule import learning_rate
 from training.store import read_cases
 from training.validate import validate
 
-CHECKPOINT = "checkpoint.pt"
+SWITCHED_OFF_BIAS = -1e3  # exported weights have a lower one for organs that they cannot know
+PICTURED_SLICES = 4
 
 
 def supervised_loss(logits: Tensor, labels: Tensor, missing: Tensor, dice_weight: float) -> Tensor:
@@ -40,21 +46,31 @@ def supervised_loss(logits: Tensor, labels: Tensor, missing: Tensor, dice_weight
     return loss
 
 
-def cps_losses(branches: list[nn.Module], images: Tensor, config: Config, rng: np.random.Generator) -> list[Tensor]:
-    """Eq. 2, one term a branch, with CutMix: pseudo-labels come from the unmixed images, in evaluation mode off.
+def cps_losses(
+    branches: list[nn.Module], images: Tensor, known: Tensor, missing: Tensor, boxes: Tensor | None
+) -> list[Tensor]:
+    """Eq. 2, one term a branch; with CutMix as in Chen et al. (2021), the networks learn on mixed images.
+
+    Pseudo-labels come from the unmixed images, in evaluation mode: they are what inference would say, without
+    dropout and whatever else is in the batch (or on which process). The CPS authors make them in training
+    mode, where these forward passes also go into batch norm's running statistics, a second time a step.
 
     Args:
-        branches: Two networks.
+        branches: Two networks in training mode, giving logits.
         images: (N, 1, H, W) unlabelled slices.
-        rng: Draws the boxes.
+        known, missing: What is known of their pixels all the same, see `pseudo_labels`.
+        boxes: (N, 4) from `random_boxes`; None: no CutMix.
     """
+    labels = []
     with torch.no_grad():
-        labels = [pseudo_labels(branch(images)) for branch in branches]
-    if config.cutmix:
-        boxes = random_boxes(rng, *images[:, 0].shape).to(images.device)
-        images = mix(images, images.roll(1, 0), boxes)
-        labels = [mix(y, y.roll(1, 0), boxes) for y in labels]
-    none_missing = torch.zeros(len(images), NUM_CLASSES, dtype=torch.bool, device=images.device)
+        for branch in branches:
+            branch.eval()
+            labels.append(pseudo_labels(branch(images), known, missing))
+            branch.train()
+    if boxes is not None:
+        mask = inside(boxes, *images.shape[-2:])
+        images, labels = mix(images, mask), [mix(y, mask) for y in labels]
+    none_missing = torch.zeros_like(missing)
     return [
         marginal_cross_entropy(branch(images).float(), other, none_missing).mean()
         for branch, other in zip(branches, reversed(labels), strict=True)
@@ -62,91 +78,107 @@ def cps_losses(branches: list[nn.Module], images: Tensor, config: Config, rng: n
 
 
 class Run:
-    """Everything a training run holds: branches, optimisers, data, step. `train` advances it."""
+    """Everything a training run holds: branches, optimisers, data, step. `train` advances it.
+
+    Raises:
+        ValueError: The store lacks what the settings need, or the checkpoint in `out` is of another run.
+    """
 
     def __init__(self, config: Config):
         self.config = config
-        self.rank, self.processes, self.device = _distributed(config)
-        torch.manual_seed(config.seed * 1000 + self.rank)  # dropout
-        self.store = Path(config.store)
-        training, self.validation = split(read_cases(self.store), config.fold)
-        self.labelled = SliceDataset(self.store, [c for c in training if c.annotated], config, labelled=True)
+        self.rank, self.processes, self.device = join(config.device)
+        cases = split(read_cases(Path(config.store)), config)
+        self.data, self.validation_cases = describe(cases), cases.validation
+        self.labelled = SliceDataset(config.store, cases.labelled, config, labelled=True)
         self.unlabelled = None
-        if config.lambda_ > 0:
-            self.unlabelled = SliceDataset(self.store, [c for c in training if not c.annotated], config, labelled=False)
+        if config.lambda_:
+            self.unlabelled = SliceDataset(config.store, cases.unlabelled, config, labelled=False)
         self.steps_per_epoch = max(1, len(self.labelled) // config.labelled_per_batch)
         self.total_steps = max(1, round(config.epochs * self.steps_per_epoch))
         self.warmup_steps = round(config.warmup_epochs * self.steps_per_epoch)
-        self.branches = [
-            initialise(DeepLabV3Plus(), seed=1000 * (config.seed + 1) + k).to(
-                self.device, memory_format=torch.channels_last
-            )
-            for k in range(config.branches)
-        ]
-        self.optimisers = [_optimiser(branch, config) for branch in self.branches]
-        self.step, self.best_dsc = 0, [0.0] * config.branches
-        self.noise = noise_bank(self.device)
-        if config.init:
-            self._start_from(Path(config.init))
-        if (Path(config.out) / CHECKPOINT).exists():
-            self._resume()
-        self.forward = [self._wrap(branch) for branch in self.branches]
 
-    def _wrap(self, branch: nn.Module) -> nn.Module:
+        branches = [initialise(DeepLabV3Plus(), 1000 * (config.seed + 1) + k) for k in range(config.branches)]
+        self.step, self.validation, self.stages = 0, None, []
+        self.path = Path(config.out) / checkpoint.FILE_NAME
+        resumed = checkpoint.load(self.path) if self.path.exists() else None
+        if config.init and not resumed:
+            self._start_from(branches)
+        self.branches = [branch.to(self.device, memory_format=torch.channels_last) for branch in branches]
+        self.optimisers = [_optimiser(branch, config) for branch in self.branches]
+        if resumed:
+            self._resume(resumed)
+        self.forward = [self._wrapped(branch) for branch in self.branches]
+        self.noise = noise_bank(self.device)
+
+    def _wrapped(self, branch: nn.Module) -> nn.Module:
         if self.processes > 1:
             if self.device.type == "cuda":
-                branch = nn.SyncBatchNorm.convert_sync_batchnorm(branch)
-            branch = DistributedDataParallel(branch)
+                branch = nn.SyncBatchNorm.convert_sync_batchnorm(branch)  # in place: parameters and names stay
+            # Buffers are batch norm's: equal anyway when synchronised. On CPUs, where they cannot be, the first
+            # process's statistics are kept.
+            branch = DistributedDataParallel(branch, broadcast_buffers=False)
         return torch.compile(branch) if self.config.compile else branch
 
-    def _start_from(self, path: Path) -> None:
-        state = torch.load(path, map_location=self.device, weights_only=True)
-        states = state["branches"] if "branches" in state else [state["state_dict"]]
-        for k, branch in enumerate(self.branches):
-            branch.load_state_dict(states[k % len(states)])
+    def _start_from(self, branches: list[nn.Module]) -> None:
+        """Load `init`: as many branches as it has, then the first again."""
+        loaded = [checkpoint.load_branches(Path(path)) for path in self.config.init.split(",")]
+        states = [state for states, _ in loaded for state in states]
+        self.stages = list(itertools.chain.from_iterable(stages for _, stages in loaded))
+        if len(states) < len(branches) and not self.rank:
+            print(f"{len(states)} branch for {len(branches)}: they start equal, only dropout and CutMix part them")
+        for branch, state in zip(branches, itertools.cycle(states), strict=False):
+            fresh = {name: value.clone() for name, value in branch.classifier.state_dict().items()}
+            branch.load_state_dict(state)
+            with torch.no_grad():  # a class that was switched off would never learn again
+                off = branch.classifier.bias < SWITCHED_OFF_BIAS
+                branch.classifier.weight[off], branch.classifier.bias[off] = fresh["weight"][off], fresh["bias"][off]
 
-    def _resume(self) -> None:
-        state = torch.load(Path(self.config.out) / CHECKPOINT, map_location=self.device, weights_only=True)
+    def _resume(self, state: dict) -> None:
+        differences = changed(state["config"], self.config)
+        if state["data"] not in (None, self.data):
+            differences.append("other cases in the store or the folds")
+        if differences:
+            raise ValueError(
+                f"{self.path} is of another run ({'; '.join(differences)}): "
+                "give another --out, with --init to start from its branches"
+            )
         for branch, branch_state in zip(self.branches, state["branches"], strict=True):
             branch.load_state_dict(branch_state)
         for optimiser, optimiser_state in zip(self.optimisers, state["optimisers"], strict=True):
             optimiser.load_state_dict(optimiser_state)
-        torch.set_rng_state(state["rng"].cpu())
-        self.step, self.best_dsc = state["step"], state["best_dsc"]
+        self.step, self.validation, self.stages = state["step"], state["validation"], state["stages"]
 
     def save(self) -> None:
-        """Write the checkpoint atomically; with it, killed and uninterrupted runs are the same bit for bit (CPU)."""
+        """Write the checkpoint, on the first process."""
         if self.rank:
             return
-        path = Path(self.config.out) / CHECKPOINT
-        path.parent.mkdir(parents=True, exist_ok=True)
         state = {
             "config": dataclasses.asdict(self.config),
+            "data": self.data,
             "branches": [branch.state_dict() for branch in self.branches],
             "optimisers": [optimiser.state_dict() for optimiser in self.optimisers],
-            "rng": torch.get_rng_state(),
             "step": self.step,
-            "best_dsc": self.best_dsc,
+            "total_steps": self.total_steps,
+            "validation": self.validation,
+            "stages": self.stages,
         }
-        partial = path.with_suffix(".part")
-        torch.save(state, partial)
-        partial.replace(path)
+        checkpoint.save(state, self.path)
 
     def train_step(self, labelled: dict[str, Tensor], unlabelled: dict[str, Tensor] | None) -> dict[str, Tensor]:
-        """One update of every branch. Returns the losses, detached."""
+        """One update of every branch. Returns the losses, detached, of this process's part of the batch."""
         config = self.config
+        torch.manual_seed((config.seed * 2**32 + self.step) * 2**10 + self.rank)  # dropout
         lr = learning_rate(self.step, self.total_steps, self.warmup_steps, config.lr, config.poly_power)
         images, labels = augment(labelled, config.crop_size, self.noise)
-        missing = labelled["missing"]
+        cps = [torch.zeros((), device=self.device)] * config.branches
         with torch.autocast(self.device.type, torch.bfloat16, enabled=config.bf16):
             supervised = [
-                supervised_loss(branch(images).float(), labels, missing, config.dice_weight) for branch in self.forward
+                supervised_loss(branch(images).float(), labels, labelled["missing"], config.dice_weight)
+                for branch in self.forward
             ]
-            cps = [torch.zeros((), device=self.device)] * config.branches
             if unlabelled is not None:
-                images_u, _ = augment(unlabelled, config.crop_size, self.noise)
-                rng = np.random.default_rng([config.seed, 2, self.step, self.rank])
-                cps = cps_losses(self.forward, images_u, config, rng)
+                images, known = augment(unlabelled, config.crop_size, self.noise)
+                cps = cps_losses(self.forward, images, known, unlabelled["missing"], self._boxes())
         loss = sum(supervised) + config.lambda_ * sum(cps)  # eq. 3
         loss.backward()
         for optimiser in self.optimisers:
@@ -156,64 +188,103 @@ class Run:
             optimiser.zero_grad(set_to_none=True)
         self.step += 1
         return {
-            "loss/supervised": sum(supervised).detach() / len(supervised),
-            "loss/cps": sum(cps).detach() / len(cps),
+            "loss/supervised": sum(supervised).detach() / config.branches,
+            "loss/cps": sum(cps).detach() / config.branches,
             "lr": torch.tensor(lr),
         }
 
-    def train(self) -> None:
-        """From the current step to the end, with logs, validations and checkpoints."""
+    def _boxes(self) -> Tensor | None:
+        """This process's part of the step's CutMix boxes, which are drawn for the whole batch."""
         config = self.config
-        writer = SummaryWriter(config.out) if self.rank == 0 else None
-        split_args = (self.step, self.total_steps, self.rank, self.processes)
-        labelled = batches(self.labelled, config.labelled_per_batch, *split_args)
-        pairs = ((batch, None) for batch in labelled)
-        if self.unlabelled is not None:
-            pairs = zip(labelled, batches(self.unlabelled, config.unlabelled_per_batch, *split_args), strict=True)
+        if not config.cutmix:
+            return None
+        rng = np.random.default_rng([config.seed, 2, self.step])
+        boxes = random_boxes(rng, config.unlabelled_per_batch, config.crop_size, config.crop_size)
+        return boxes[part(len(boxes), self.rank, self.processes)].to(self.device)
+
+    def train(self) -> None:
+        """From the current step to the end, with logs, validations and checkpoints.
+
+        Raises:
+            FloatingPointError: The loss is no longer finite; the last checkpoint stands.
+        """
+        config = self.config
+        writer = SummaryWriter(config.out, purge_step=self.step) if self.rank == 0 else None
         bar = tqdm(
             total=self.total_steps, initial=self.step, disable=self.rank > 0, unit="step", dynamic_ncols=True,
             mininterval=1 if sys.stderr.isatty() else 30,
         )  # fmt: skip
         validate_every = max(1, round(config.validate_every_epochs * self.steps_per_epoch))
-        last_save = last_log = time.monotonic()
-        for labelled_batch, unlabelled_batch in pairs:
-            losses = self.train_step(self._to_device(labelled_batch), self._to_device(unlabelled_batch))
+        slices_per_step = config.labelled_per_batch + config.unlabelled_per_batch * (self.unlabelled is not None)
+        start = last_save = last_log = time.monotonic()
+        logged_step = self.step
+        for labelled, unlabelled in self._batches():
+            losses = self.train_step(labelled, unlabelled)
             bar.update()
-            if self.step % config.log_every == 0 and writer:
-                seconds, last_log = time.monotonic() - last_log, time.monotonic()
-                slices = config.log_every * config.labelled_per_batch
-                for name, value in losses.items():
-                    writer.add_scalar(name, value.item(), self.step)
-                writer.add_scalar("labelled_slices_per_s", slices / seconds, self.step)
-                bar.set_postfix({name.split("/")[-1]: f"{value.item():.3f}" for name, value in losses.items()})
-            if self.validation and (self.step % validate_every == 0 or self.step == self.total_steps):
+            last = self.step == self.total_steps
+            if self.step % config.log_every == 0 or last:
+                values = {name: value.item() for name, value in losses.items()}
+                if not np.isfinite(list(values.values())).all():
+                    raise FloatingPointError(f"step {self.step}: {values}")
+                now = time.monotonic()
+                values["slices_per_s"] = (self.step - logged_step) * slices_per_step / (now - last_log)
+                logged_step, last_log = self.step, now
+                bar.set_postfix({name.split("/")[-1]: f"{value:.3g}" for name, value in values.items()})
+                if writer:
+                    for name, value in values.items():
+                        writer.add_scalar(name, value, self.step)
+            if (self.step % validate_every == 0 or last) and writer:
+                self._picture(writer, labelled)
                 self._validate(writer)
-            if time.monotonic() - last_save > config.checkpoint_every_s:
+            stop = config.stop_after_s and first_decides(time.monotonic() - start > config.stop_after_s, self.device)
+            if last or stop or time.monotonic() - last_save > config.checkpoint_every_s:
                 self.save()
                 last_save = time.monotonic()
-        self.save()
+            if stop:
+                break
         bar.close()
         if writer:
             writer.close()
 
-    def _to_device(self, batch):
-        if batch is None:
-            return None
-        return {name: value.to(self.device, non_blocking=True) for name, value in batch.items()}
+    def _batches(self):
+        """Pairs of a labelled and an unlabelled batch (None with lambda 0) on the device, from the current step on."""
+        config = self.config
+        rest = (self.step, self.total_steps, self.rank, self.processes)
+        loaders = [batches(self.labelled, config.labelled_per_batch, *rest)]
+        if self.unlabelled is not None:
+            loaders.append(batches(self.unlabelled, config.unlabelled_per_batch, *rest))
+        for loaded in zip(*loaders, strict=True):
+            on_device = [
+                {name: value.to(self.device, non_blocking=True) for name, value in batch.items()} for batch in loaded
+            ]
+            yield on_device[0], on_device[1] if len(on_device) > 1 else None
 
-    def _validate(self, writer: SummaryWriter | None) -> None:
-        if self.rank:
+    def _picture(self, writer: SummaryWriter, labelled: dict[str, Tensor]) -> None:
+        images, labels = augment(
+            {name: value[:PICTURED_SLICES] for name, value in labelled.items()}, self.config.crop_size, self.noise
+        )
+        predictions = []
+        with torch.no_grad(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.bf16):
+            for branch in self.branches:
+                branch.eval()
+                predictions.append(branch(images).argmax(dim=1))
+                branch.train()
+        writer.add_image("image, labels, predictions", panel(images, labels, predictions), self.step)
+
+    def _validate(self, writer: SummaryWriter) -> None:
+        """DSC of the held-out patients; other processes wait at their next step."""
+        if not self.validation_cases:
             return
-        dtype = torch.bfloat16 if self.config.bf16 else torch.float32
+        self.validation = {"step": self.step, "dsc": []}
         for k, branch in enumerate(self.branches):
-            scores = np.nanmean(validate(branch, self.store, self.validation, dtype), axis=0)
-            mean = float(np.nanmean(scores))
-            self.best_dsc[k] = mean
-            per_organ = "  ".join(f"{organ.abbreviation} {scores[organ.label]:.3f}" for organ in ORGANS)
-            tqdm.write(f"step {self.step} branch {k}: mean DSC {mean:.4f}  {per_organ}")
-            for organ in ORGANS:
-                writer.add_scalar(f"dsc_branch{k}/{organ.abbreviation}", scores[organ.label], self.step)
-            writer.add_scalar(f"dsc_branch{k}/mean", mean, self.step)
+            scores = validate(branch, Path(self.config.store), self.validation_cases, self.config)
+            mean = {name: float(np.mean(values)) for name, values in scores.items()}
+            mean["mean"] = float(np.mean(list(mean.values())))
+            self.validation["dsc"].append(mean)
+            per_organ = "  ".join(f"{name} {value:.3f}" for name, value in mean.items())
+            tqdm.write(f"step {self.step} branch {k}: DSC {per_organ}")
+            for name, value in mean.items():
+                writer.add_scalar(f"dsc_branch{k}/{name}", value, self.step)
 
 
 def _optimiser(branch: nn.Module, config: Config) -> torch.optim.Optimizer:
@@ -222,30 +293,22 @@ def _optimiser(branch: nn.Module, config: Config) -> torch.optim.Optimizer:
     return torch.optim.SGD(branch.parameters(), config.lr, config.momentum, weight_decay=config.weight_decay)
 
 
-def _distributed(config: Config) -> tuple[int, int, torch.device]:
-    """Rank, number of processes and device, from torchrun's environment if there is one."""
-    cuda = config.device == "cuda" or (config.device == "auto" and torch.cuda.is_available())
-    if "WORLD_SIZE" not in os.environ:
-        return 0, 1, torch.device("cuda" if cuda else "cpu")
-    dist.init_process_group("nccl" if cuda else "gloo")
-    device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if cuda else torch.device("cpu")
-    if cuda:
-        torch.cuda.set_device(device)
-    return dist.get_rank(), dist.get_world_size(), device
-
-
 def main() -> None:
-    run = Run(parse())
+    try:
+        run = Run(parse())
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"training.train: {error}") from None
     if run.rank == 0:
+        organs = [organ.abbreviation for organ in ORGANS if organ.label not in run.data["annotated"]]
         print(
-            f"{len(run.labelled)} labelled slices of {len(run.labelled.cases)} cases, "
-            f"{len(run.unlabelled) if run.unlabelled else 0} unlabelled, {len(run.validation)} validation cases; "
+            f"{len(run.labelled)} labelled slices of {len(run.labelled.cases)} cases"
+            f"{' (none annotates ' + ', '.join(organs) + ')' if organs else ''}, "
+            f"{len(run.unlabelled) if run.unlabelled else 0} unlabelled, {len(run.validation_cases)} validation cases; "
             f"{run.total_steps} steps from {run.step} on {run.device}, {run.processes} process(es)",
             flush=True,
         )
     run.train()
-    if dist.is_initialized():
-        dist.destroy_process_group()
+    leave()
 
 
 if __name__ == "__main__":

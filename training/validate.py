@@ -5,40 +5,51 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from app.labels import NUM_CLASSES
-from app.postprocess import remove_small_regions
+from app.labels import NUM_CLASSES, ORGANS
+from app.postprocess import MIN_REGION_PX, remove_small_regions
 from app.segment import segment
+from training.config import Config
 from training.store import UNCERTAIN, Case, read_volume
 
 SLICES_PER_STEP = 8
+FULL_FRAME_PX = 512  # the frame that MIN_REGION_PX is meant for
 
 
-def dice(prediction: np.ndarray, truth: np.ndarray, annotated: tuple[int, ...]) -> np.ndarray:
-    """DSC per label value, (14,) float; NaN for background and for organs not annotated; 1 if both are empty.
+def dice(prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """DSC per label value, (14,) float; 1 where both are empty, as FLARE22 scores.
 
     Pixels marked UNCERTAIN in the truth are background to the organs that are annotated.
+
+    Args:
+        prediction: uint8, 0..13.
+        truth: uint8 of the same shape, 0..13 or UNCERTAIN.
     """
     pairs = np.bincount(
         prediction.ravel().astype(np.int64) * NUM_CLASSES + np.where(truth == UNCERTAIN, 0, truth).ravel(),
         minlength=NUM_CLASSES**2,
     ).reshape(NUM_CLASSES, NUM_CLASSES)
     sizes = pairs.sum(axis=1) + pairs.sum(axis=0)
-    scores = np.where(sizes > 0, 2 * pairs.diagonal() / np.maximum(sizes, 1), 1.0)
-    scores[[c for c in range(NUM_CLASSES) if c not in annotated]] = np.nan
-    return scores
+    return np.where(sizes > 0, 2 * pairs.diagonal() / np.maximum(sizes, 1), 1.0)
 
 
-def validate(network: torch.nn.Module, store: Path, cases: list[Case], dtype: torch.dtype) -> np.ndarray:
-    """DSC (cases, 14) of a branch on whole labelled cases; see `dice`. The network is left as it was."""
+def validate(network: torch.nn.Module, store: Path, cases: list[Case], config: Config) -> dict[str, list[float]]:
+    """DSC of a branch on whole labelled cases: abbreviation of an organ to its DSC in each case that annotates it.
+
+    The network is left as it was. In smaller frames regions are smaller, and so is the filter's limit.
+    """
     was_training = network.training
     network.eval()
-    scores = []
     device = next(network.parameters()).device
+    min_region_px = round(MIN_REGION_PX * (config.frame_px / FULL_FRAME_PX) ** 2)
+    scores: dict[str, list[float]] = {}
     for case in cases:
         hu, truth = read_volume(store, case)
-        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            labels = segment(network, hu, (case.mean_hu, case.std_hu), SLICES_PER_STEP)
-        remove_small_regions(labels)
-        scores.append(dice(labels, truth, case.annotated))
+        with torch.autocast(device.type, torch.bfloat16, enabled=config.bf16):
+            labels = segment(network, hu, (case.mean_hu, case.std_hu), SLICES_PER_STEP, config.frame_px)
+        remove_small_regions(labels, min_region_px)
+        dsc = dice(labels, truth)
+        for organ in ORGANS:
+            if organ.label in case.annotated:
+                scores.setdefault(organ.abbreviation, []).append(float(dsc[organ.label]))
     network.train(was_training)
-    return np.array(scores)
+    return scores

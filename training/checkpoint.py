@@ -1,0 +1,75 @@
+"""Checkpoints on disk: all state of a run, and where its branches came from. Plain types, `weights_only=True`.
+
+config      dictionary of `training.config.Config`
+data        `training.dataset.describe`: who was trained on
+branches    state dictionaries of DeepLabV3Plus, one a branch
+optimisers  their optimisers' states
+step, total_steps
+validation  the last one: {"step": n, "dsc": [{"Liver": 0.95, ..., "mean": 0.8}, one a branch]}, or None
+stages      runs that `init` came from, oldest first: {"config", "data", "step", "validation"} each
+date        UTC, when it was written
+"""
+
+import datetime
+import os
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+FILE_NAME = "checkpoint.pt"
+_STAGE = ("config", "data", "step", "validation")
+_OF_ONE_MACHINE = ("store", "out", "folds", "init", "device", "workers")  # settings that mean nothing elsewhere
+
+
+def save(state: dict, path: Path) -> None:
+    """Write a checkpoint, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".part")
+    now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+    with open(partial, "wb") as file:
+        torch.save({**state, "date": now}, file)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def load(path: Path, device: torch.device | str = "cpu") -> dict:
+    """Read a checkpoint.
+
+    Raises:
+        ValueError: It is none.
+    """
+    state = torch.load(path, map_location=device, weights_only=True)
+    if "branches" not in state:
+        raise ValueError(f"{path} is not a checkpoint of training.train")
+    # The first checkpoints had fewer keys, and the mean DSC of the last validation under another name.
+    dsc = [{"mean": mean} for mean in state.get("best_dsc", [])]
+    state.setdefault("validation", {"step": state["step"], "dsc": dsc} if any(d["mean"] for d in dsc) else None)
+    for key, value in (("data", None), ("stages", []), ("total_steps", None), ("date", None)):
+        state.setdefault(key, value)
+    return state
+
+
+def load_branches(path: Path) -> tuple[list[dict[str, Tensor]], list[dict]]:
+    """Branches of a checkpoint, or the one of exported weights, and the runs that made them, oldest first."""
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    if "branches" in state:
+        state = load(path)
+        return state["branches"], stages(state)
+    return [state["state_dict"]], state["info"]["training"]["stages"]
+
+
+def stages(state: dict) -> list[dict]:
+    """The runs that made a checkpoint, itself last, without what means nothing on another machine."""
+    own = {key: state[key] for key in _STAGE}
+    own["config"] = {key: value for key, value in own["config"].items() if key not in _OF_ONE_MACHINE}
+    return [*state["stages"], own]
+
+
+def best_branch(state: dict) -> int:
+    """Index of the branch that validated best; 0 if there was no validation."""
+    if state["validation"] is None:
+        return 0
+    means = [dsc["mean"] for dsc in state["validation"]["dsc"]]
+    return means.index(max(means))

@@ -1,0 +1,74 @@
+"""Several processes as one: which part of a batch is whose, and sums over all of them."""
+
+import os
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def join(device: str) -> tuple[int, int, torch.device]:
+    """Rank, number of processes and device; the process group is set up if torchrun started this process.
+
+    Args:
+        device: "auto" (CUDA if there is one), "cuda" or "cpu".
+    """
+    cuda = device == "cuda" or (device == "auto" and torch.cuda.is_available())
+    if "WORLD_SIZE" not in os.environ:
+        return 0, 1, torch.device("cuda" if cuda else "cpu")
+    dist.init_process_group("nccl" if cuda else "gloo")
+    place = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if cuda else torch.device("cpu")
+    if cuda:
+        torch.cuda.set_device(place)
+    return dist.get_rank(), dist.get_world_size(), place
+
+
+def leave() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def part(count: int, rank: int, processes: int) -> slice:
+    """This process's samples of a batch of `count`.
+
+    Raises:
+        ValueError: The batch does not divide among the processes.
+    """
+    if count % processes:
+        raise ValueError(f"a batch of {count} does not divide among {processes} processes")
+    size = count // processes
+    return slice(rank * size, (rank + 1) * size)
+
+
+class _Sum(torch.autograd.Function):
+    """all_reduce with its gradient: each process's loss depends on every process's summand."""
+
+    @staticmethod
+    def forward(ctx, value: Tensor) -> Tensor:
+        total = value.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> Tensor:
+        total = gradient.clone()
+        dist.all_reduce(total)
+        return total
+
+
+def sum_over_processes(value: Tensor) -> Tensor:
+    """The sum, on every process; differentiable. The value itself where there is one process.
+
+    With a loss that every process computes from such sums, the mean of the processes' gradients, which is
+    what DistributedDataParallel takes, is the gradient of that loss over the whole batch.
+    """
+    return _Sum.apply(value) if dist.is_initialized() else value
+
+
+def first_decides(yes: bool, device: torch.device) -> bool:
+    """What the first process says, on every process: their clocks differ."""
+    if not dist.is_initialized():
+        return yes
+    answer = torch.tensor([yes], dtype=torch.uint8, device=device)
+    dist.broadcast(answer, 0)
+    return bool(answer.item())

@@ -1,0 +1,135 @@
+"""One branch of a checkpoint as the image takes it: `python -m training.export CHECKPOINT -o FILE`.
+
+    {"format": 1, "state_dict": {...}, "info": {...}}, plain types only, so that it loads with weights_only=True
+
+Convolutions are float16, which halves the file; batch norm's few numbers stay float32, some are too small
+for float16. `app.weights` reads it.
+"""
+
+import argparse
+import hashlib
+import os
+import subprocess
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from app.labels import ORGANS
+from app.preprocess import WINDOW_HU
+from training import checkpoint
+from training.config import from_dict
+from training.dataset import describe, split
+from training.store import read_cases
+
+FORMAT = 1
+OFF_BIAS = -1e4  # of the logit of an organ that is switched off; fits float16
+
+
+def export(path: Path, branch: int | None = None, store: Path | None = None) -> dict:
+    """What a weights file holds.
+
+    Args:
+        path: Checkpoint of training.train.
+        branch: Which one; None takes the one that validated best, the first if none did.
+        store: Where the cases are described if the checkpoint does not (early ones); None: its own setting.
+
+    Raises:
+        ValueError: Not a checkpoint, no such branch, or weights that float16 cannot hold.
+    """
+    state = checkpoint.load(path)
+    branch = checkpoint.best_branch(state) if branch is None else branch
+    if not 0 <= branch < len(state["branches"]):
+        raise ValueError(f"{path} has branches 0 to {len(state['branches']) - 1}, not {branch}")
+    if state["data"] is None:
+        config = from_dict(state["config"])
+        state["data"] = describe(split(read_cases(store or Path(config.store)), config))
+    data, validation = state["data"], state["validation"]
+    switched_off = [organ.label for organ in ORGANS if organ.label not in data["annotated"]]
+    return {
+        "format": FORMAT,
+        "state_dict": halved(switch_off(state["branches"][branch], switched_off)),
+        "info": {
+            "classes": ["Background", *(organ.abbreviation for organ in ORGANS)],
+            "window_hu": list(WINDOW_HU),
+            "frame_px": state["config"].get("frame_px", 512),
+            "spacing_mm": data["spacing_mm"],
+            "switched_off": switched_off,
+            "training": {
+                "config": checkpoint.stages(state)[-1]["config"],
+                "cases": len(data["labelled"]) + len(data["unlabelled"]),
+                "patients": data["patients"],
+                "steps": state["step"],
+                "date": state["date"],
+                "commit": commit(),
+                "branch": branch,
+                "validation_dsc": validation and validation["dsc"][branch],
+                "stages": checkpoint.stages(state),  # all runs, the first from Kaiming, this one last
+            },
+        },
+    }
+
+
+def switch_off(state: dict[str, Tensor], labels: list[int]) -> dict[str, Tensor]:
+    """The branch, unable to say these labels: what no training case annotates was never learned."""
+    state = {name: value.clone() for name, value in state.items()}
+    state["classifier.weight"][labels] = 0
+    state["classifier.bias"][labels] = OFF_BIAS
+    return state
+
+
+def halved(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Convolutions in float16.
+
+    Raises:
+        ValueError: A value is too large for it, or not a number.
+    """
+    convolutions = {name for name, value in state.items() if value.ndim == 4} | {"classifier.bias"}
+    smaller = {name: value.half() if name in convolutions else value for name, value in state.items()}
+    broken = [name for name, value in smaller.items() if not torch.isfinite(value).all()]
+    if broken:
+        raise ValueError(f"not finite in float16: {', '.join(broken)}")
+    return {name: value.contiguous().cpu() for name, value in smaller.items()}
+
+
+def commit() -> str:
+    """Git commit of this tree, "-changed" behind it if the code differs from it; "unknown" without git."""
+    root = Path(__file__).parents[1]
+    command = ["git", "-C", str(root)]
+    try:
+        revision = subprocess.run([*command, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
+        changes = subprocess.run([*command, "diff", "--quiet", "HEAD", "--", "app", "training"], capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return revision.stdout.strip() + ("-changed" if changes.returncode else "")
+
+
+def write(content: dict, path: Path) -> str:
+    """Write a weights file and FILE.sha256 beside it, as `sha256sum` does. Returns the digest."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.part")
+    torch.save(content, partial)
+    digest = hashlib.sha256(partial.read_bytes()).hexdigest()
+    os.replace(partial, path)
+    path.with_name(path.name + ".sha256").write_text(f"{digest}  {path.name}\n")
+    return digest
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m training.export", description=__doc__.splitlines()[0])
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("-o", "--output", type=Path, default=Path("weights/deeplabv3plus_resnet18.pt"))
+    parser.add_argument("--branch", type=int, help="default: the one that validated best, the first if none did")
+    parser.add_argument("--store", type=Path, help="only for checkpoints that do not tell their cases")
+    arguments = parser.parse_args()
+    try:
+        content = export(arguments.checkpoint, arguments.branch, arguments.store)
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"training.export: {error}") from None
+    digest = write(content, arguments.output)
+    info = content["info"]
+    print(f"{arguments.output}: branch {info['training']['branch']}, {info['training']['steps']} steps, {digest}")
+
+
+if __name__ == "__main__":
+    main()
