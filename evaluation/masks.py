@@ -1,0 +1,105 @@
+"""Read a label mask: whole numbers 0..13 on the grid of its CT, checked before anything is scored.
+
+Voxels keep the order of the file, whatever its orientation, as the organizers take them: their third
+array axis is our first one (nibabel's x, y, z seen as z, y, x, without a copy).
+"""
+
+import gzip
+import zlib
+from pathlib import Path
+from typing import NamedTuple
+
+import nibabel
+import numpy as np
+from nibabel.filebasedimages import ImageFileError
+from nibabel.spatialimages import HeaderDataError
+from nibabel.wrapstruct import WrapStructError
+
+from app.labels import NUM_CLASSES
+
+_NIBABEL_ERRORS = (ImageFileError, HeaderDataError, WrapStructError)
+_SAME_PLACE_VOXELS = 0.1  # two grids agree if no corner of one lies further from the other's: headers are float32
+
+
+class MaskError(ValueError):
+    """A mask that cannot be scored. `str` is one line that names the file or files and the cause."""
+
+
+class Mask(NamedTuple):
+    """A label mask as it lies in its file.
+
+    Attributes:
+        path: The file, for messages.
+        labels: (z, y, x) uint8, 0 (background) to 13; C-contiguous.
+        spacing_mm: Of the array's axes, (z, y, x).
+        affine: (4, 4) float64, voxel (x, y, z) to RAS mm.
+    """
+
+    path: Path
+    labels: np.ndarray
+    spacing_mm: tuple[float, float, float]
+    affine: np.ndarray
+
+
+def read_mask(path: Path) -> Mask:
+    """Read a NIfTI mask (.nii.gz or .nii) whole, checksum included.
+
+    Raises:
+        MaskError: The file is missing, no NIfTI, truncated or damaged, not three-dimensional, or holds anything
+            but whole numbers from 0 to 13.
+    """
+    opener = gzip.open if path.name.endswith(".gz") else open
+    try:
+        with opener(path, "rb") as stream:
+            image = nibabel.Nifti1Image.from_stream(stream)
+            stored = image.dataobj.get_unscaled()
+            stream.read()  # to the end: only there gzip's checksum is compared
+    except FileNotFoundError:
+        raise MaskError(f"{path}: no such file") from None
+    except (OSError, EOFError, ValueError, zlib.error, *_NIBABEL_ERRORS) as error:
+        raise MaskError(f"{path}: cannot be read as NIfTI ({error})") from error
+    if stored.ndim != 3:
+        raise MaskError(f"{path}: a mask has 3 dimensions, this file has {stored.ndim}: {stored.shape}")
+    spacing_mm = tuple(float(zoom) for zoom in reversed(image.header.get_zooms()))
+    labels = _to_labels(stored.T, image.dataobj.slope, image.dataobj.inter, path)
+    return Mask(path, labels, spacing_mm, image.affine)
+
+
+def _to_labels(stored: np.ndarray, slope: float, inter: float, path: Path) -> np.ndarray:
+    """Stored voxels (z, y, x) of any real type to uint8 labels, slice by slice."""
+    if stored.dtype.kind not in "iuf":
+        raise MaskError(f"{path}: not a mask: its voxels are {stored.dtype}, a mask holds whole numbers")
+    scaled = (slope, inter) != (1, 0)
+    labels = np.empty(stored.shape, np.uint8)
+    for into, values in zip(labels, stored, strict=True):
+        values = values * slope + inter if scaled else values
+        lowest, highest = values.min(), values.max()
+        if not (lowest >= 0 and highest < NUM_CLASSES):  # not: a NaN fails every comparison
+            found = f"a slice holds values from {lowest:g} to {highest:g}, a mask holds 0 to {NUM_CLASSES - 1}"
+            raise MaskError(f"{path}: not a mask of the organs: {found} (is this a CT?)")
+        into[...] = values
+        if values.dtype.kind == "f" and (into != values).any():
+            value = values[into != values][0]
+            raise MaskError(f"{path}: not a mask: it holds {value:g}, a mask holds whole numbers")
+    return labels
+
+
+def check_same_grid(prediction: Mask, truth: Mask) -> None:
+    """Raise MaskError naming both files unless their voxels lie in the same places."""
+    if prediction.labels.shape != truth.labels.shape or not _same_place(prediction, truth):
+        raise MaskError(
+            f"{prediction.path} and {truth.path} differ in geometry: {_describe(prediction)} and {_describe(truth)}"
+        )
+
+
+def _same_place(prediction: Mask, truth: Mask) -> bool:
+    """Whether the corners of two grids of one shape coincide."""
+    corners = np.indices((2, 2, 2)).reshape(3, 8) * np.reshape(truth.labels.shape[::-1], (3, 1))  # (x, y, z) voxels
+    moved_mm = (prediction.affine - truth.affine) @ np.vstack([corners, np.ones(8)])
+    return bool((np.linalg.norm(moved_mm, axis=0) <= _SAME_PLACE_VOXELS * min(truth.spacing_mm)).all())
+
+
+def _describe(mask: Mask) -> str:
+    shape, spacing = ("x".join(f"{n:g}" for n in reversed(along)) for along in (mask.labels.shape, mask.spacing_mm))
+    origin = ", ".join(f"{mm:g}" for mm in mask.affine[:3, 3])
+    return f"{shape} voxels of {spacing} mm, {''.join(map(str, nibabel.aff2axcodes(mask.affine)))} from ({origin})"

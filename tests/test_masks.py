@@ -1,0 +1,105 @@
+"""Only a whole, undamaged mask of labels 0..13 is read; everything else is named in one line."""
+
+import gzip
+
+import nibabel
+import numpy as np
+import pytest
+
+from evaluation.masks import Mask, MaskError, check_same_grid, read_mask
+
+LABELS = np.random.default_rng(0).integers(0, 14, (4, 5, 6)).astype(np.uint8)  # (x, y, z), as nibabel has it
+
+
+def save(path, array, affine=None, slope=None):
+    image = nibabel.Nifti1Image(array, np.diag([0.75, 1.5, 2.5, 1]) if affine is None else affine)
+    image.header.set_slope_inter(slope)
+    nibabel.save(image, path)
+    return path
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.uint16, np.int32, np.float32, np.float64])
+@pytest.mark.parametrize("suffix", [".nii.gz", ".nii"])
+def test_reads_any_real_type(tmp_path, dtype, suffix):
+    mask = read_mask(save(tmp_path / f"a{suffix}", LABELS.astype(dtype)))
+    assert mask.labels.dtype == np.uint8 and mask.labels.flags.c_contiguous
+    np.testing.assert_array_equal(mask.labels, LABELS.transpose(2, 1, 0))
+    assert mask.spacing_mm == (2.5, 1.5, 0.75)
+
+
+def test_scaled_values(tmp_path):
+    path = tmp_path / "a.nii"
+    save(path, LABELS * 2)
+    raw = bytearray(path.read_bytes())
+    raw[112:116] = np.float32(0.5).tobytes()  # scl_slope: the values are half of what is stored
+    path.write_bytes(raw)
+    np.testing.assert_array_equal(read_mask(path).labels, LABELS.transpose(2, 1, 0))
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (np.full((3, 3, 3), -1000, np.int16), "-1000, .*is this a CT"),
+        (np.full((3, 3, 3), 14, np.uint8), "holds values from 14 to 14"),
+        (np.full((3, 3, 3), 257, np.int16), "257"),  # would wrap to 1 as uint8
+        (np.full((3, 3, 3), 0.5, np.float32), "0.5, a mask holds whole numbers"),
+        (np.full((3, 3, 3), np.nan, np.float32), "nan"),
+        (np.full((3, 3, 3), np.inf, np.float32), "inf"),
+        (np.zeros((3, 3, 3), np.complex64), "complex64"),
+        (np.zeros((3, 3, 3, 2), np.uint8), "3 dimensions, this file has 4"),
+    ],
+)
+@pytest.mark.filterwarnings("error")
+def test_refuses_what_is_no_mask(tmp_path, array, message):
+    path = save(tmp_path / "a.nii.gz", array)
+    with pytest.raises(MaskError, match=message) as caught:
+        read_mask(path)
+    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_refuses_damaged_files(tmp_path):
+    whole = save(tmp_path / "a.nii.gz", LABELS).read_bytes()
+    checksum_flipped = whole[:-8] + bytes([whole[-8] ^ 1]) + whole[-7:]
+    for damaged in (
+        b"",
+        b"no image",
+        whole[: len(whole) // 2],
+        whole[:-4],
+        checksum_flipped,
+        gzip.compress(b"no image"),
+    ):
+        (tmp_path / "a.nii.gz").write_bytes(damaged)
+        with pytest.raises(MaskError, match="cannot be read as NIfTI"):
+            read_mask(tmp_path / "a.nii.gz")
+    with pytest.raises(MaskError, match="no such file"):
+        read_mask(tmp_path / "b.nii.gz")
+
+
+def mask_at(path, shape=(6, 5, 4), spacing=(1, 1, 1), origin=(0, 0, 0), flip=1):
+    affine = np.diag([flip * spacing[0], spacing[1], spacing[2], 1.0])
+    affine[:3, 3] = origin
+    return Mask(path, np.zeros(shape, np.uint8), tuple(map(float, spacing[::-1])), affine)
+
+
+def test_grids_agree_up_to_rounding(tmp_path):
+    check_same_grid(mask_at("p", spacing=(0.7, 0.7, 2.5)), mask_at("t", spacing=np.float32((0.7, 0.7, 2.5))))
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"shape": (6, 5, 5)},
+        {"spacing": (1, 1, 1.1)},
+        {"origin": (0, 0.2, 0)},
+        {"flip": -1},
+        {"origin": (np.nan, 0, 0)},
+    ],
+)
+def test_grids_that_differ_are_both_named(other):
+    with pytest.raises(MaskError, match=r"^pred\.nii\.gz and truth\.nii\.gz differ in geometry: .* voxels of .* mm"):
+        check_same_grid(mask_at("pred.nii.gz", **other), mask_at("truth.nii.gz"))
+
+
+def test_spacing_of_a_single_slice_counts():
+    with pytest.raises(MaskError, match="4x5x1 voxels of 1x1x5 mm, RAS from"):
+        check_same_grid(mask_at("p", shape=(1, 5, 4), spacing=(1, 1, 5)), mask_at("t", shape=(1, 5, 4)))
