@@ -32,10 +32,11 @@ class Case:
         shape: (z, y, x).
         spacing_mm: (z, y, x).
         mean_hu, std_hu: Of the whole volume clipped to the window, as the true scan's would be.
-        saturated_hu: HU above this were cut off before we got the file; None if not.
+        saturated_hu: HU were cut off here before we got the file; None if not.
         annotated: Label values that were looked for; empty for an unlabelled case.
         organ_pixels: (z, 14) pixel counts per slice and label value; empty if unlabelled.
         image_sha256, labels_sha256: Of the files the case was made from; labels None if unlabelled.
+        settings: How it was made from them.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Case:
     organ_pixels: list[list[int]]
     image_sha256: str
     labels_sha256: str | None
+    settings: dict = dataclasses.field(default_factory=dict)
 
 
 def write_case(store: Path, case: Case, hu: np.ndarray, labels: np.ndarray | None) -> None:
@@ -78,8 +80,14 @@ def write_case(store: Path, case: Case, hu: np.ndarray, labels: np.ndarray | Non
         shutil.rmtree(partial, ignore_errors=True)
 
 
+def read_case(store: Path, name: str) -> Case | None:
+    """One case of a store; None if it is not there."""
+    path = store / name / "case.json"
+    return Case(**json.loads(path.read_text())) if path.exists() else None
+
+
 def read_cases(store: Path) -> list[Case]:
-    """All cases of a store, by name.
+    """All cases of a store, by name. Tuples come back as lists.
 
     Raises:
         FileNotFoundError: The store is missing or holds no case.
