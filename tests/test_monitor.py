@@ -61,16 +61,17 @@ class FakeCuda:
 
     def __init__(self, uuid="aaaa-0", initialized=True):
         self.uuid, self.initialized = uuid, initialized
+        self.opened_by_monitor = False
 
     def is_initialized(self):
         return self.initialized
 
     def get_device_properties(self, index):
-        assert self.initialized, "this would open the card"
+        self.opened_by_monitor |= not self.initialized
         return SimpleNamespace(uuid=self.uuid)
 
     def memory_stats_as_nested_dict(self, index):
-        assert self.initialized, "this would open the card"
+        self.opened_by_monitor |= not self.initialized
         return {
             "allocated_bytes": {"all": {"current": 100 * MIB, "peak": 300 * MIB}},
             "reserved_bytes": {"all": {"current": 200 * MIB, "peak": 400 * MIB}},
@@ -167,7 +168,7 @@ def test_own_cpu_is_that_of_this_process(tmp_path):
         while time.perf_counter() - start_s < 0.8:
             pass
         expected = 100 * (time.process_time() - before_s) / (time.perf_counter() - start_s)
-    measured = statistics.median(numbers(read(tmp_path / "m.csv"), "process_cpu_percent"))
+    measured = statistics.mean(numbers(read(tmp_path / "m.csv")[:-1], "process_cpu_percent"))
     assert measured == pytest.approx(expected, rel=0.3)
 
 
@@ -201,36 +202,41 @@ def test_cpu_column_and_area_match_the_organizers(tmp_path, monkeypatch):
             cpu_usage = [(100.0 * dt) / (total + 0.1) for dt in delta]
             used.append(100 - cpu_usage[2])
         before = now
-    assert rows[0]["cpu_percent"] == ""  # no difference yet
+    assert rows[0]["cpu_percent"] == rows[0]["process_cpu_percent"] == ""  # no difference yet
     assert numbers(rows, "cpu_percent") == pytest.approx(used, abs=1e-3)
     times = numbers(rows, "time_s")
     area = sum(value * (times[i + 1] - times[i]) for i, value in enumerate(used))
     assert summary["auc_cpu_percent_s"] == pytest.approx(area, rel=0.02)
-    on_time = used[:-1]  # all but the one at the exit came at the nominal interval
-    assert summary["auc_cpu_percent_s"] == pytest.approx(0.1 * sum(on_time), rel=0.25)
+    mean_interval_s = times[-1] / len(used)  # the organizers': 0.1
+    assert summary["auc_cpu_percent_s"] == pytest.approx(mean_interval_s * sum(used), rel=0.2)
 
 
 def test_gpu_figures_match_the_organizers(tmp_path, nvml):
     script = [500] * 30 + [9000] + [1917] * 20 + [1500] * 10_000  # the spike is one of at least 60 samples
     values = iter(script)
     nvml.used = lambda uuid: next(values) * MIB
-    rows, summary = run(tmp_path / "m.csv", 1.0, interval_s=0.01)
+    with ResourceMonitor(tmp_path / "m.csv", 0.01) as monitor:
+        while monitor.summary()["samples"] < 80:
+            time.sleep(0.01)
+    rows, summary = read(tmp_path / "m.csv"), monitor.summary()
     mem = numbers(rows, "gpu_used_mib")
-    assert len(mem) == len(rows) > 60 and mem == script[: len(mem)]
+    assert len(mem) == len(rows) >= 80 and mem == script[: len(mem)]
     count_list = [value for value in set(mem) if mem.count(value) > 0.02 * len(mem)]
     assert summary["flare_gpu_mem_mib"] == max(count_list) == 1917
     assert summary["peak_gpu_mib"] == 9000
     times = numbers(rows, "time_s")
     area = sum(value * (now - before) for value, before, now in zip(mem[1:], times, times[1:], strict=False))
     assert summary["auc_gpu_mib_s"] == pytest.approx(area, rel=0.02)
-    assert summary["auc_gpu_mib_s"] == pytest.approx(0.01 * sum(mem), rel=0.25)
+    assert summary["auc_gpu_mib_s"] == pytest.approx(times[-1] / len(mem) * sum(mem), rel=0.2)
 
 
 def test_gpu_mem_is_the_maximum_where_no_value_lasts(tmp_path, nvml):
     values = iter(range(1000, 100_000))  # each once, among more than 50
     nvml.used = lambda uuid: next(values) * MIB
-    rows, summary = run(tmp_path / "m.csv", 0.8)
-    assert len(rows) > 50
+    with ResourceMonitor(tmp_path / "m.csv", 0.005) as monitor:
+        while monitor.summary()["samples"] <= 60:
+            time.sleep(0.01)
+    rows, summary = read(tmp_path / "m.csv"), monitor.summary()
     assert summary["flare_gpu_mem_mib"] == summary["peak_gpu_mib"] == max(numbers(rows, "gpu_used_mib"))
 
 
@@ -272,8 +278,10 @@ def three_cards(nvml):
 def test_card_before_torch_has_one(tmp_path, three_cards, monkeypatch, visible, device, expected_mib):
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    monkeypatch.setitem(sys.modules, "torch.cuda", FakeCuda(initialized=False))
+    cuda = FakeCuda(initialized=False)
+    monkeypatch.setitem(sys.modules, "torch.cuda", cuda)
     _, summary = run(tmp_path / "m.csv", device=device)
+    assert not cuda.opened_by_monitor
     assert summary["peak_gpu_mib"] == expected_mib
     assert summary["error"] is None and summary["peak_torch_allocated_mib"] is None
 
@@ -478,7 +486,7 @@ def test_interval_must_be_positive(tmp_path, interval_s):
 KILLED = """
 import os, signal, sys, time
 from app.monitor import ResourceMonitor
-with ResourceMonitor(sys.argv[1], 0.02) as monitor, monitor.stage("segment", "case"):
+with ResourceMonitor(sys.argv[1], 0.005) as monitor, monitor.stage("segment", "case"):
     time.sleep(1.8)
     os._exit(3) if sys.argv[2] == "exit" else os.kill(os.getpid(), signal.SIGKILL)
 """
@@ -499,6 +507,13 @@ def test_a_killed_run_leaves_whole_rows(tmp_path):
 # --- stages ---------------------------------------------------------------------------------------
 
 
+def wait_for_samples(monitor, count=2):
+    """Until what is marked now has been sampled."""
+    enough = monitor.summary()["samples"] + count
+    while monitor.summary()["samples"] < enough:
+        time.sleep(0.001)
+
+
 def test_stage_column(tmp_path):
     reading, read_on = threading.Event(), threading.Event()
 
@@ -512,34 +527,32 @@ def test_stage_column(tmp_path):
         reader = threading.Thread(target=read_ahead)
         reader.start()
         reading.wait(5)
-        time.sleep(0.1)
+        wait_for_samples(monitor)
         with monitor.stage("segment", "a"):
-            time.sleep(0.1)
+            wait_for_samples(monitor)
             with monitor.stage("postprocess", "a"):
-                time.sleep(0.1)
+                wait_for_samples(monitor)
             with monitor.stage("read", "b"):
-                time.sleep(0.1)
-            time.sleep(0.1)
+                wait_for_samples(monitor)
+            wait_for_samples(monitor)
         with monitor.stage("wait"):
-            time.sleep(0.1)
+            wait_for_samples(monitor)
         read_on.set()
         reader.join()
         with pytest.raises(ValueError), monitor.stage("write", "a"):
-            time.sleep(0.1)
+            wait_for_samples(monitor)
             raise ValueError
-        time.sleep(0.1)
-    shown = list(dict.fromkeys((row["stage"], row["case"]) for row in read(tmp_path / "m.csv")))
-    if shown[0] == ("", ""):  # sampled before the reader began
-        shown.append(shown.pop(0))
-    assert shown == [
-        ("read", "b"),
+        wait_for_samples(monitor)
+    rows = read(tmp_path / "m.csv")
+    assert {(row["stage"], row["case"]) for row in rows} == {
+        ("read", "b"),  # also while the main thread reads too: each name once
         ("segment+read", "a+b"),
         ("postprocess+read", "a+b"),
-        # the main thread reads too: each name once
         ("wait+read", "b"),
         ("write", "a"),
         ("", ""),
-    ]
+    }
+    assert rows[-1]["stage"] == rows[-1]["case"] == ""
 
 
 def test_any_case_name_fits_in_a_cell(tmp_path):
@@ -552,31 +565,44 @@ def test_any_case_name_fits_in_a_cell(tmp_path):
 # --- on time, and cheap ---------------------------------------------------------------------------
 
 
-def test_no_drift_under_load(tmp_path):
+def test_no_drift_under_load(tmp_path, nvml):
     interval_s, seconds = 0.05, 3.0
+    nvml.used = lambda uuid: time.sleep(0.02) or 0  # a sampler that sleeps 0.05 s after each would take 42
     with ResourceMonitor(tmp_path / "m.csv", interval_s) as monitor:
-        end_s, total = time.perf_counter() + seconds, 0
+        end_s = time.perf_counter() + seconds
         while time.perf_counter() < end_s:
-            total += sum(range(1000))  # holds the interpreter lock
+            sum(range(100_000))  # holds the interpreter lock
+            time.sleep(0.002)
     summary = monitor.summary()
-    times = numbers(read(tmp_path / "m.csv"), "time_s")[:-1]  # the last one is the exit's
-    # Each deadline was sampled or counted as missed, and the last sample is the exit's.
     assert summary["samples"] + summary["missed_samples"] == pytest.approx(seconds / interval_s + 2, abs=1)
-    assert summary["samples"] > 0.8 * seconds / interval_s
-    # A sleep of 0.05 s after each sample would be behind by whole intervals at the end.
-    behind_s = [time_s - interval_s * int(time_s / interval_s + 1e-3) for time_s in times]
-    assert statistics.median(behind_s[-20:]) < 0.4 * interval_s
-    assert summary["late_samples"] < 0.3 * len(times)
+    assert 48 < summary["samples"] <= 62
+    assert summary["samples"] == len(read(tmp_path / "m.csv"))
 
 
 def test_missed_and_late_samples_are_counted(tmp_path, nvml):
     calls = iter(range(100_000))
     nvml.used = lambda uuid: time.sleep(0.35 if next(calls) == 2 else 0) or 0
     rows, summary = run(tmp_path / "m.csv", 1.02, interval_s=0.1)
-    assert summary["missed_samples"] == 3  # at 0.3, 0.4 and 0.5 s
-    assert summary["samples"] == len(rows) == 9  # 0, 0.1, 0.2, 0.6, ... 1.0 s and the exit
-    assert numbers(rows, "time_s")[3] == pytest.approx(0.6, abs=0.05)
-    assert summary["late_samples"] == 0
+    assert 3 <= summary["missed_samples"] <= 5  # at 0.3, 0.4 and 0.5 s
+    assert summary["samples"] == len(rows)
+    assert summary["samples"] + summary["missed_samples"] == pytest.approx(12, abs=1)  # 0, 0.1, ... 1.0 s and the exit
+    assert numbers(rows, "time_s")[3] >= 0.55
+    assert summary["late_samples"] <= 2
+
+
+def test_a_late_sample_is_counted(tmp_path):
+    switch_interval_s = sys.getswitchinterval()
+    sys.setswitchinterval(5.0)  # nobody else gets the interpreter while the loop below runs
+    try:
+        with ResourceMonitor(tmp_path / "m.csv", 0.4) as monitor:
+            time.sleep(0.3)
+            end_s = time.perf_counter() + 0.4
+            while time.perf_counter() < end_s:
+                pass
+            time.sleep(0.05)
+    finally:
+        sys.setswitchinterval(switch_interval_s)
+    assert monitor.summary()["late_samples"] == 1
 
 
 def test_cost_below_one_percent_of_a_core(tmp_path, nvml):
