@@ -57,7 +57,7 @@ def dice_coefficient(prediction: np.ndarray, truth: np.ndarray) -> float:
     """
     check_masks(prediction, truth)
     voxels = np.count_nonzero(prediction) + np.count_nonzero(truth)
-    return 2 * np.count_nonzero(prediction & truth) / voxels if voxels else float("nan")
+    return float(2 * np.count_nonzero(prediction & truth) / voxels) if voxels else float("nan")
 
 
 def score_case(
