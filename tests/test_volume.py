@@ -589,6 +589,18 @@ def test_a_mask_is_deterministic_replaced_and_readable_by_others(tmp_path, scan)
     assert stat.S_IMODE(path.stat().st_mode) == 0o666 & ~mask
 
 
+def test_short_writes_are_continued():
+    written = []
+
+    class Slow:
+        def write(self, data):
+            written.append(bytes(data[:3]))
+            return len(written[-1])
+
+    module._write_all(Slow(), b"0123456789")
+    assert b"".join(written) == b"0123456789"
+
+
 def test_a_link_is_replaced_not_followed(tmp_path, scan):
     folder, precious = outputs(tmp_path), tmp_path / "precious"
     precious.write_text("kept")
