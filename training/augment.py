@@ -24,7 +24,8 @@ def augment(batch: dict[str, Tensor], crop_size: int, noise: Tensor) -> tuple[Te
         noise: From `noise_bank`.
 
     Returns:
-        images float32 (N, 1, crop, crop), z-scored; labels uint8 (N, crop, crop), 0..13 or UNCERTAIN.
+        images float32 (N, 1, crop, crop), z-scored; labels uint8 (N, crop, crop), 0..13 or UNCERTAIN. What lies
+        beyond the slice is air, and known to be background even where the slice has no labels.
     """
 
     def column(name: str) -> Tensor:

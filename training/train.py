@@ -288,9 +288,10 @@ class Run:
 
 
 def _optimiser(branch: nn.Module, config: Config) -> torch.optim.Optimizer:
+    options = {"lr": config.lr, "weight_decay": config.weight_decay, "fused": True}
     if config.optimiser == "adamw":
-        return torch.optim.AdamW(branch.parameters(), config.lr, weight_decay=config.weight_decay)
-    return torch.optim.SGD(branch.parameters(), config.lr, config.momentum, weight_decay=config.weight_decay)
+        return torch.optim.AdamW(branch.parameters(), **options)
+    return torch.optim.SGD(branch.parameters(), momentum=config.momentum, **options)
 
 
 def main() -> None:

@@ -1,0 +1,178 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from training.cutmix import inside
+from training.losses import marginal_cross_entropy, pseudo_labels, soft_dice_loss
+from training.store import UNCERTAIN
+from training.train import cps_losses, supervised_loss
+
+
+def logits_of(probabilities):
+    """(1, C, 1, W) logits whose softmax are the given rows, one a pixel."""
+    return torch.tensor(probabilities).log().T[None, :, None, :]
+
+
+def random_sample(seed, classes=5, uncertain=True):
+    rng = np.random.default_rng(seed)
+    logits = torch.tensor(rng.normal(0, 3, (2, classes, 3, 4)), dtype=torch.float32)
+    target = rng.integers(0, classes, (2, 3, 4))
+    missing = rng.random((2, classes)) < 0.4
+    missing[:, 0] = False
+    if uncertain:
+        target[rng.random(target.shape) < 0.4] = UNCERTAIN
+    return logits, torch.tensor(target, dtype=torch.uint8), torch.tensor(missing)
+
+
+def test_hand_worked_marginal_cross_entropy():
+    # Three classes; organ 2 is not annotated. Pixels: known background, known organ 1, uncertain.
+    logits = logits_of([[0.5, 0.3, 0.2], [0.2, 0.7, 0.1], [0.5, 0.3, 0.2]])
+    target = torch.tensor([[[0, 1, UNCERTAIN]]], dtype=torch.uint8)
+    loss = marginal_cross_entropy(logits, target, torch.tensor([[False, False, True]]))
+    expected = [-math.log(0.5), -math.log(0.7), -math.log(0.5 + 0.2)]
+    assert loss[0, 0].tolist() == pytest.approx(expected, abs=1e-6)
+
+
+@given(st.integers(0, 10_000))
+@settings(max_examples=30, deadline=None)
+def test_marginal_cross_entropy_against_loops(seed):
+    logits, target, missing = random_sample(seed)
+    loss = marginal_cross_entropy(logits, target, missing)
+    p = np.exp(logits.double().numpy())
+    p /= p.sum(axis=1, keepdims=True)
+    for n, y, x in np.ndindex(*target.shape):
+        label = int(target[n, y, x])
+        if label == UNCERTAIN:
+            probability = p[n, 0, y, x] + sum(p[n, c, y, x] for c in range(5) if missing[n, c])
+        else:
+            probability = p[n, label, y, x]
+        assert loss[n, y, x].item() == pytest.approx(-math.log(probability), abs=1e-4)
+
+
+@given(st.integers(0, 10_000))
+@settings(max_examples=30, deadline=None)
+def test_marginal_is_plain_cross_entropy_where_nothing_is_uncertain(seed):
+    logits, target, missing = random_sample(seed, uncertain=False)
+    torch.testing.assert_close(
+        marginal_cross_entropy(logits, target, missing), F.cross_entropy(logits, target.long(), reduction="none")
+    )
+
+
+def test_what_may_be_anything_teaches_nothing():
+    logits = torch.randn(1, 4, 2, 2, requires_grad=True)
+    target = torch.full((1, 2, 2), UNCERTAIN, dtype=torch.uint8)
+    loss = marginal_cross_entropy(logits, target, torch.tensor([[False, True, True, True]])).sum()
+    loss.backward()
+    assert loss.item() == pytest.approx(0, abs=1e-6) and logits.grad.abs().max() < 1e-6
+
+
+def test_marginal_gradient_moves_only_between_possible_and_impossible():
+    # Uncertain between background and organ 2: their ratio stays, organ 1 goes down.
+    logits = torch.zeros(1, 3, 1, 1, requires_grad=True)
+    target = torch.tensor([[[UNCERTAIN]]], dtype=torch.uint8)
+    marginal_cross_entropy(logits, target, torch.tensor([[False, False, True]])).sum().backward()
+    # d/dz_c of -log(p0 + p2) = p_c - p_c [c possible] / (p0 + p2) = 1/3 - 1/2 or 1/3
+    assert logits.grad.flatten().tolist() == pytest.approx([-1 / 6, 1 / 3, -1 / 6], abs=1e-6)
+
+
+def test_hand_worked_soft_dice():
+    logits = logits_of([[0.6, 0.4], [0.1, 0.9]])  # truth: background, organ
+    target = torch.tensor([[[0, 1]]], dtype=torch.uint8)
+    loss = soft_dice_loss(logits, target, torch.zeros(1, 2, dtype=torch.bool))
+    assert loss.item() == pytest.approx(1 - 2 * 0.9 / ((0.4 + 0.9) + 1), abs=1e-6)
+
+
+def test_soft_dice_leaves_out_slices_that_do_not_annotate_the_organ():
+    logits, target, _ = random_sample(1, uncertain=False)
+    target[1][target[1] == 2] = UNCERTAIN  # the second case does not annotate organ 2
+    missing = torch.zeros(2, 5, dtype=torch.bool)
+    missing[1, 2] = True
+    p = logits.softmax(dim=1).double().numpy()
+    terms = []
+    for c in range(1, 5):
+        overlap = p_size = truth_size = 0.0
+        for n in range(2):
+            if missing[n, c]:
+                continue
+            truth = target[n].numpy() == c
+            overlap += p[n, c][truth].sum()
+            p_size += p[n, c].sum()
+            truth_size += truth.sum()
+        if truth_size:
+            terms.append(1 - 2 * overlap / (p_size + truth_size))
+    assert soft_dice_loss(logits, target, missing).item() == pytest.approx(np.mean(terms), abs=1e-5)
+
+
+def test_soft_dice_of_slices_without_organs_is_0_and_has_a_gradient():
+    logits = torch.randn(1, 3, 2, 2, requires_grad=True)
+    loss = soft_dice_loss(logits, torch.zeros(1, 2, 2, dtype=torch.uint8), torch.zeros(1, 3, dtype=torch.bool))
+    loss.backward()
+    assert loss.item() == 0 and not logits.grad.any()
+
+
+def test_equation_1_is_the_mean_over_slices_and_pixels():
+    logits, target, missing = random_sample(2, uncertain=False)
+    total = 0.0
+    for n, y, x in np.ndindex(*target.shape):
+        total += -F.log_softmax(logits[n, :, y, x], dim=0)[int(target[n, y, x])].item()
+    assert supervised_loss(logits, target, missing, 0.0).item() == pytest.approx(total / target.numel(), abs=1e-5)
+
+
+def test_pseudo_labels_are_the_likeliest_of_what_a_pixel_may_be():
+    logits = logits_of([[0.2, 0.7, 0.1], [0.2, 0.7, 0.1], [0.1, 0.3, 0.6]])
+    known = torch.tensor([[[2, UNCERTAIN, UNCERTAIN]]], dtype=torch.uint8)
+    missing = torch.tensor([[False, False, True]])  # an uncertain pixel is background or organ 2
+    assert pseudo_labels(logits, known, missing).tolist() == [[[2, 0, 2]]]
+
+
+class Constant(torch.nn.Module):
+    """A branch that answers with the image, shifted: (N, 1, H, W) to (N, 3, H, W)."""
+
+    def __init__(self, weights):
+        super().__init__()
+        self.weights = torch.nn.Parameter(torch.tensor(weights).view(1, 3, 1, 1))
+        self.seen = []
+
+    def forward(self, images):
+        self.seen.append((images.clone(), self.training, torch.is_grad_enabled()))
+        return images * self.weights + torch.tensor([0.1, 0.2, 0.0]).view(1, 3, 1, 1)
+
+
+@pytest.mark.parametrize("cutmix", [False, True])
+def test_equation_2_against_loops(cutmix):
+    branches = [Constant([1.0, -0.5, 0.3]), Constant([-0.4, 0.8, 0.1])]
+    images = torch.randn(4, 1, 5, 6, generator=torch.Generator().manual_seed(0))
+    known = torch.full((4, 5, 6), UNCERTAIN, dtype=torch.uint8)
+    missing = torch.tensor([[False, True, True]]).expand(4, 3)
+    boxes = torch.tensor([[0, 0, 3, 3], [1, 2, 4, 6], [2, 0, 5, 5], [0, 1, 2, 2]]) if cutmix else None
+    losses = cps_losses(branches, images, known, missing, boxes)
+
+    def answer(branch, image):  # (3, H, W)
+        return image * branch.weights.detach()[0] + torch.tensor([0.1, 0.2, 0.0]).view(3, 1, 1)
+
+    expected = [0.0, 0.0]
+    for n in range(4):
+        for y, x in np.ndindex(5, 6):
+            top, left, bottom, right = boxes[n].tolist() if cutmix else (0, 0, 0, 0)
+            source = n ^ 1 if top <= y < bottom and left <= x < right else n
+            for own, other in ((0, 1), (1, 0)):
+                label = answer(branches[other], images[source])[:, y, x].argmax()
+                log_p = F.log_softmax(answer(branches[own], images[source])[:, y, x], dim=0)
+                expected[own] -= log_p[label].item() / (4 * 5 * 6)
+    assert [loss.item() for loss in losses] == pytest.approx(expected, abs=1e-5)
+
+    for branch in branches:
+        (first, training_first, grad_first), (second, training_second, grad_second) = branch.seen
+        assert torch.equal(first, images) and not training_first and not grad_first  # pseudo-labels: unmixed images
+        assert training_second and grad_second
+        assert torch.equal(second, images) != cutmix
+        assert branch.training
+    losses[0].backward()
+    assert branches[0].weights.grad is not None and branches[1].weights.grad is None  # labels carry no gradient
+    if cutmix:
+        assert inside(boxes, 5, 6)[0].sum() == 9

@@ -1,0 +1,251 @@
+import copy
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.utils.data import default_collate
+
+from tests.training_data import PLAIN, config, phantom_store
+from tests.training_run import frozen
+from training import checkpoint
+from training.augment import augment
+from training.cutmix import inside, random_boxes
+from training.store import UNCERTAIN, read_cases
+from training.train import Run
+from training.validate import dice, validate
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    return phantom_store(tmp_path_factory.mktemp("store"), 32, [12, 17, 24, 32], labelled=2, unlabelled=2)
+
+
+def assert_same(first, second, where="state"):
+    """Two checkpoints, bit for bit."""
+    assert type(first) is type(second), where
+    if isinstance(first, torch.Tensor):
+        assert first.dtype == second.dtype and torch.equal(first, second), where
+    elif isinstance(first, dict):
+        assert first.keys() == second.keys(), where
+        for key in first:
+            assert_same(first[key], second[key], f"{where}.{key}")
+    elif isinstance(first, list):
+        assert len(first) == len(second), where
+        for k, pair in enumerate(zip(first, second, strict=True)):
+            assert_same(*pair, f"{where}[{k}]")
+    else:
+        assert first == second, where
+
+
+class Killed(Exception):
+    pass
+
+
+def test_killed_and_resumed_is_uninterrupted_bit_for_bit(store, tmp_path, monkeypatch):
+    settings = config(
+        store, tmp_path / "whole", epochs=2, warmup_epochs=1, workers=2, dice_weight=1.0, organ_share=0.3,
+        true_hu_share=0.1, noise_hu=10.0, blur=0.5, zoom=1.2, statistics_jitter=0.1, momentum=0.9,
+    )  # fmt: skip
+    Run(settings).train()
+    whole = checkpoint.load(tmp_path / "whole" / checkpoint.FILE_NAME)
+    assert whole["step"] == whole["total_steps"] == 4
+
+    settings = dataclasses.replace(settings, out=str(tmp_path / "killed"), checkpoint_every_s=0.0)
+    run = Run(settings)
+    step = run.train_step
+
+    def killed_in_the_third_step(*batches):
+        losses = step(*batches)
+        if run.step == 3:
+            raise Killed
+        return losses
+
+    monkeypatch.setattr(run, "train_step", killed_in_the_third_step)
+    with pytest.raises(Killed):
+        run.train()
+    assert checkpoint.load(tmp_path / "killed" / checkpoint.FILE_NAME)["step"] == 2
+    torch.rand(7)  # another process, another state of the global generator
+    resumed = Run(settings)
+    assert resumed.step == 2
+    resumed.train()
+    killed = checkpoint.load(tmp_path / "killed" / checkpoint.FILE_NAME)
+    for key in ("branches", "optimisers", "step", "data"):
+        assert_same(whole[key], killed[key], key)
+    assert not list(tmp_path.glob("*/*.part"))
+
+    with pytest.raises(ValueError, match=r"of another run \(lr 0.02 -> 0.5\).*--init"):
+        Run(dataclasses.replace(settings, lr=0.5))
+    with pytest.raises(ValueError, match="other cases"):
+        Run(dataclasses.replace(settings, store=str(phantom_store(tmp_path / "other", 32, [17], 1, 1))))
+
+
+def test_stop_after_saves_and_goes_on(store, tmp_path):
+    settings = config(store, tmp_path, epochs=1, branches=1, lambda_=0.0, stop_after_s=1e-3)
+    Run(settings).train()
+    assert checkpoint.load(tmp_path / checkpoint.FILE_NAME)["step"] == 1
+    Run(settings).train()
+    assert checkpoint.load(tmp_path / checkpoint.FILE_NAME)["step"] == 2
+
+
+def test_two_processes_equal_one_with_the_same_batch(store, tmp_path):
+    settings = config(
+        store, tmp_path / "one", epochs=1.5, dice_weight=1.0, lr=0.01, momentum=0.9, labelled_per_batch=4,
+        unlabelled_per_batch=4, organ_share=0.3,
+    )  # fmt: skip
+    start = [copy.deepcopy(branch.state_dict()) for branch in Run(settings).branches]
+    for out, launcher in (("one", []), ("two", ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"])):
+        values = json.dumps(dataclasses.asdict(settings) | {"out": str(tmp_path / out)})
+        command = [sys.executable, *launcher, str(ROOT / "tests/training_run.py"), values]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr[-3000:]
+    one, two = (checkpoint.load(tmp_path / out / checkpoint.FILE_NAME) for out in ("one", "two"))
+    assert one["step"] == two["step"] == 3
+    for k in range(2):
+        for name, before in start[k].items():
+            if before.is_floating_point():
+                first, second = (state["branches"][k][name] - before for state in (one, two))
+                assert (first - second).norm() <= 1e-3 * first.norm(), (k, name)
+
+
+@pytest.mark.parametrize("dice_weight", [0.0, 1.0])
+def test_one_step_is_equations_1_to_3_written_out(store, tmp_path, dice_weight):
+    # No rotation: the corners that it brings into view are known to be background, without any pseudo-label.
+    settings = config(
+        store, tmp_path, dice_weight=dice_weight, lambda_=0.7, weight_decay=1e-2, lr=0.1, rotation_deg=0.0
+    )
+    run = frozen(Run(settings))
+    copies = [copy.deepcopy(branch).double() for branch in run.branches]
+    labelled = default_collate([run.labelled[p] for p in range(4)])
+    unlabelled = default_collate([run.unlabelled[p] for p in range(4)])
+    run.train_step(labelled, unlabelled)
+
+    images, labels = augment(labelled, 32, run.noise)
+    unmixed, _ = augment(unlabelled, 32, run.noise)
+    images, unmixed = images.double(), unmixed.double()
+    supervised = 0.0
+    for branch in copies:
+        logits = branch(images)
+        supervised += F.cross_entropy(logits, labels.long())  # every organ is annotated
+        if dice_weight:
+            p, terms = logits.softmax(1), []
+            for c in range(1, 14):
+                truth = labels == c
+                if truth.any():
+                    terms.append(1 - 2 * p[:, c][truth].sum() / (p[:, c].sum() + truth.sum()))
+            supervised += dice_weight * torch.stack(terms).mean()
+    pseudo = [branch(unmixed).argmax(1) for branch in copies]
+    mask = inside(random_boxes(np.random.default_rng([0, 2, 0]), 4, 32, 32), 32, 32)
+    mixed, mixed_pseudo = unmixed.clone(), [y.clone() for y in pseudo]
+    for n in range(4):
+        mixed[n, 0][mask[n]] = unmixed[n ^ 1, 0][mask[n]]
+        for k in range(2):
+            mixed_pseudo[k][n][mask[n]] = pseudo[k][n ^ 1][mask[n]]
+    cps = F.cross_entropy(copies[0](mixed), mixed_pseudo[1]) + F.cross_entropy(copies[1](mixed), mixed_pseudo[0])
+    (supervised + 0.7 * cps).backward()
+    for branch, expected in zip(run.branches, copies, strict=True):
+        for (name, after), before in zip(branch.named_parameters(), expected.parameters(), strict=True):
+            step = after.detach().double() - before.detach()
+            by_hand = -0.1 * (before.grad + 1e-2 * before.detach())  # SGD's first step
+            assert (step - by_hand).norm() <= 2e-3 * by_hand.norm() + 1e-6, name
+
+
+def test_lambda_0_is_training_without_unlabelled_slices(store, tmp_path):
+    only_labelled = phantom_store(tmp_path / "store", 32, [12, 17, 24, 32], labelled=2)
+    weights = []
+    for k, folder in enumerate((store, only_labelled)):
+        run = Run(config(folder, tmp_path / str(k), lambda_=0.0, epochs=1))
+        assert run.unlabelled is None
+        run.train()
+        weights.append(run.branches[1].state_dict())
+    assert_same(*weights)
+
+
+def test_branches_start_differently_and_by_seed(store, tmp_path):
+    first, second = (run.state_dict()["classifier.weight"] for run in Run(config(store, tmp_path)).branches)
+    again = Run(config(store, tmp_path)).branches[0].state_dict()["classifier.weight"]
+    other = Run(config(store, tmp_path, seed=1)).branches[0].state_dict()["classifier.weight"]
+    assert torch.equal(first, again) and not torch.equal(first, second) and not torch.equal(first, other)
+
+
+def test_init_from_checkpoints(store, tmp_path, capsys):
+    single = dict(branches=1, lambda_=0.0, epochs=0.5)
+    for name in "ab":
+        Run(config(store, tmp_path / name, seed=ord(name), **single)).train()
+    a, b = (tmp_path / name / checkpoint.FILE_NAME for name in "ab")
+    run = Run(config(store, tmp_path / "c", init=f"{a},{b}", crop_size=32))
+    for branch, path in zip(run.branches, (a, b), strict=True):
+        assert_same(dict(branch.state_dict()), dict(checkpoint.load(path)["branches"][0]))
+    assert run.step == 0 and [stage["config"]["seed"] for stage in run.stages] == [97, 98]
+    assert all("store" not in stage["config"] for stage in run.stages)
+    assert not capsys.readouterr().out
+    Run(config(store, tmp_path / "d", init=str(a)))
+    assert "1 branch for 2" in capsys.readouterr().out
+
+
+def test_checkpoints_of_the_first_version_are_read(store, tmp_path):
+    run = Run(config(store, tmp_path, branches=1, lambda_=0.0))
+    run.save()
+    path = tmp_path / checkpoint.FILE_NAME
+    state = torch.load(path, weights_only=True)
+    old = {key: state[key] for key in ("config", "branches", "optimisers", "step")}
+    for key in ("frame_px", "folds", "stop_after_s", "without_labels", "cps_on_labelled"):
+        old["config"].pop(key)
+    torch.save({**old, "rng": torch.get_rng_state(), "best_dsc": [0.7]}, path)
+    loaded = checkpoint.load(path)
+    assert loaded["validation"]["dsc"] == [{"mean": 0.7}] and checkpoint.best_branch(loaded) == 0
+    assert Run(config(store, tmp_path, branches=1, lambda_=0.0)).validation["dsc"] == [{"mean": 0.7}]
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_checkpoint(store, tmp_path):
+    run = Run(config(store, tmp_path, branches=1, lambda_=0.0, epochs=1))
+    run.save()
+    with torch.no_grad():
+        run.branches[0].classifier.bias[3] = torch.nan
+    with pytest.raises(FloatingPointError, match="step 1"):
+        run.train()
+    kept = checkpoint.load(tmp_path / checkpoint.FILE_NAME)
+    assert kept["step"] == 0 and torch.isfinite(kept["branches"][0]["classifier.bias"]).all()
+
+
+def test_validation_on_the_fold_and_the_better_branch(store, tmp_path):
+    folds = tmp_path / "folds.json"
+    folds.write_text('[["p1"]]')
+    run = Run(config(store, tmp_path / "run", fold=0, folds=str(folds), epochs=1))
+    assert "p1" not in run.data["patients"] and run.data["validation"] == ["p1"]
+    run.train()
+    state = checkpoint.load(tmp_path / "run" / checkpoint.FILE_NAME)
+    assert state["validation"]["step"] == 1 and len(state["validation"]["dsc"]) == 2
+    state["validation"]["dsc"] = [{"mean": 0.3}, {"mean": 0.4}]
+    assert checkpoint.best_branch(state) == 1
+    assert list((tmp_path / "run").glob("events*"))
+
+
+def test_hand_worked_dice():
+    truth = np.array([1, 1, 2, UNCERTAIN, 0], np.uint8)
+    prediction = np.array([1, 0, 2, 2, 12], np.uint8)
+    scores = dice(prediction, truth)
+    assert scores[1] == pytest.approx(2 / 3) and scores[2] == pytest.approx(2 / 3)  # one of three labels 2 too many
+    assert scores[12] == 0 and scores[5] == 1  # said but not there; neither
+
+
+def test_four_slices_are_learned_by_heart(tmp_path):
+    """The whole chain learns: DSC above 0.95 on the slices that it saw, without augmentation."""
+    store = phantom_store(tmp_path / "store", 128, [15, 18, 25, 37], labelled=1)
+    settings = config(
+        store, tmp_path / "run", frame_px=128, crop_size=128, branches=1, lambda_=0.0, dice_weight=1.0,
+        optimiser="adamw", lr=0.003, epochs=130, warmup_epochs=5, log_every=50, **PLAIN,
+    )  # fmt: skip
+    run = Run(settings)
+    run.train()
+    scores = validate(run.branches[0], store, read_cases(store), settings)
+    assert len(scores) == 13 and np.mean(list(scores.values())) > 0.95
