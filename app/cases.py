@@ -31,6 +31,13 @@ def find_cases(inputs: list[Path], outputs: Path) -> list[Case]:
     Raises:
         UsageError: An input is missing, a folder has no case, or two inputs would write one mask.
     """
+    try:
+        return _find_cases(inputs, outputs)
+    except OSError as error:  # a folder that may not be read, a name that is too long
+        raise UsageError(f"{error.filename}: {error.strerror}") from None
+
+
+def _find_cases(inputs: list[Path], outputs: Path) -> list[Case]:
     files: list[Path] = []
     for given in inputs:
         if given.is_dir():
@@ -51,10 +58,10 @@ def find_cases(inputs: list[Path], outputs: Path) -> list[Case]:
     for path in files:
         name = case_name(path)
         other = cases.setdefault(name, Case(name, path, outputs / f"{name}.nii.gz")).input
-        if other != path:
+        if not _same_file(other, path):  # one file named twice is one case
             raise UsageError(f"{other} and {path} would both write {name}.nii.gz; rename one")
     for case in cases.values():
-        if case.mask.exists() and case.mask.resolve() == case.input.resolve():
+        if _same_file(case.mask, case.input):
             raise UsageError(f"the mask of {case.input} would replace it; choose another --outputs")
     return [cases[name] for name in sorted(cases)]
 
@@ -79,6 +86,13 @@ def case_name(path: Path) -> str:
             name = name[: -len(suffix)]
             break
     return name.removesuffix(_CHANNEL) or name
+
+
+def _same_file(one: Path, other: Path) -> bool:
+    try:
+        return one.samefile(other)
+    except OSError:  # one of them is not there
+        return one == other
 
 
 def _is_case(path: Path) -> bool:
