@@ -5,6 +5,7 @@ torch is imported while the first CT is being read: what needs it is imported in
 
 import argparse
 import logging
+import os
 import platform
 import signal
 import sys
@@ -14,13 +15,14 @@ from pathlib import Path
 
 from app.cases import Case, UsageError, find_cases, shard
 from app.monitor import ResourceMonitor
-from app.progress import Progress
+from app.progress import Progress, one_line
 from app.readahead import ReadAhead
 from app.record import RunRecord, file_sha256, finished_masks
 from app.volume import InputError, Volume, read_volume, remove_stale_temporaries
 
 DONE, SOME_FAILED, WRONG_USE, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
 WEIGHTS = Path(__file__).resolve().parent.parent / "weights" / "deeplabv3plus_resnet18.pt"
+INPUTS = Path("/workspace/inputs")
 PACKAGES = ("torch", "numpy", "scipy", "SimpleITK", "nvidia-ml-py", "psutil")
 
 log = logging.getLogger("app")
@@ -34,8 +36,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         "143 SIGTERM. Logs are in OUTPUTS/logs/<run>/. For research use; not a medical device.",
     )
     add = parser.add_argument
-    add("--inputs", type=Path, nargs="+", metavar="DIR_OR_FILE", default=[Path("/workspace/inputs")],
-        help="CT files (.nii.gz, .nii, .mha, .nrrd) or folders of them (default: %(default)s)")  # fmt: skip
+    add("--inputs", type=Path, nargs="+", metavar="DIR_OR_FILE", default=[INPUTS],
+        help=f"CT files (.nii.gz, .nii, .mha, .nrrd) or folders of them (default: {INPUTS})")  # fmt: skip
     add("--outputs", type=Path, metavar="DIR", default=Path("/workspace/outputs"),
         help="folder for masks and logs, made if absent (default: %(default)s)")  # fmt: skip
     add("--weights", type=Path, metavar="FILE", default=WEIGHTS, help="trained branch (default: the shipped one)")
@@ -80,7 +82,7 @@ def main(arguments: list[str] | None = None) -> int:
         cases = shard(find_cases(options.inputs, options.outputs), options.shard)
         record = _open_record(options.outputs)
     except UsageError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {one_line(str(error))}", file=sys.stderr)
         return WRONG_USE
     progress = Progress(len(cases), options.quiet)
     remove_stale_temporaries(options.outputs)
@@ -97,10 +99,7 @@ def main(arguments: list[str] | None = None) -> int:
     finally:
         progress.clear()
         record.content.update(exit_status=status, monitor=monitor.summary())
-        try:
-            record.write()
-        except OSError as error:
-            log.error("%s: the record of this run cannot be written: %s", record.folder, error.strerror)
+        if not record.write():
             status = status or SOME_FAILED
     if status in (INTERRUPTED, TERMINATED):
         log.error("stopped by %s", "Ctrl-C" if status == INTERRUPTED else "SIGTERM")
@@ -133,6 +132,7 @@ def _run(cases: list[Case], options, monitor: ResourceMonitor, progress: Progres
             return volume
 
     read_s: dict[str, float] = {}
+    progress.reading()
     with ReadAhead(cases, read) as volumes:
         with monitor.stage("start-up"):
             from app.device import DeviceError
@@ -141,7 +141,7 @@ def _run(cases: list[Case], options, monitor: ResourceMonitor, progress: Progres
             try:
                 segmenter = _load(options, record)
             except (DeviceError, WeightsError) as error:
-                log.error("%s", error)
+                log.error("%s", error, exc_info=options.debug)
                 return WRONG_USE
         record.content["start_up_s"] = round(time.perf_counter() - start_s, 3)
         for case, reading in volumes:
@@ -151,6 +151,7 @@ def _run(cases: list[Case], options, monitor: ResourceMonitor, progress: Progres
             if case.name in read_s:
                 entry.get("seconds", {})["read"] = read_s.pop(case.name)
             record.add_case(entry)
+            progress.reading()
     done, failed, skipped = (record.count(status) for status in ("done", "failed", "skipped"))
     log.log(
         logging.ERROR if failed else logging.INFO,
@@ -168,7 +169,7 @@ def _load(options, record: RunRecord):
     from app.segment import Segmenter
     from app.weights import load_weights
 
-    torch.set_num_threads(usable_cpus())
+    torch.set_num_threads(min(usable_cpus(), torch.get_num_threads()))  # torch's own number is OMP_NUM_THREADS, if set
     device = choose_device(options.device)
     weights = load_weights(options.weights)
     segmenter = Segmenter(weights, device, options.gpu_budget_mib)
@@ -179,13 +180,20 @@ def _load(options, record: RunRecord):
         threads=torch.get_num_threads(),
         gpu_budget_mib=options.gpu_budget_mib,
         weights={"file": str(options.weights), "sha256": weights.sha256, "switched_off": list(weights.switched_off)},
-        versions={"python": platform.python_version(), **{name: metadata.version(name) for name in PACKAGES}},
+        versions={"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
     )
     log.info(
-        "%s, %s, %d threads, weights %s", record.content["device"], record.content["dtype"],
+        "on %s, %s, threads: %d, weights %s", record.content["device"], record.content["dtype"],
         torch.get_num_threads(), weights.sha256[:12],
     )  # fmt: skip
     return segmenter
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def _attempt(case: Case, reading, segmenter, options, monitor, progress: Progress, record: RunRecord) -> dict:
@@ -202,17 +210,24 @@ def _attempt(case: Case, reading, segmenter, options, monitor, progress: Progres
         preview = record.folder / f"{case.name}.png" if options.preview else None
         result = segment_case(case, volume, segmenter, monitor, progress.slices, preview)
         log.info("%s: %d slices in %.1f s", case.name, result["shape_zyx"][0], sum(result["seconds"].values()))
-        return {"status": "done", "error": None, "warnings": list(volume.warnings), **result}
-    except InputError as error:
-        message = str(error)
-    except MemoryError:
-        message = f"{case.input}: not enough memory"
+        return {"status": "done", "error": None, **result}
     except Exception as error:  # a case must never take the others with it
-        lines = str(error).splitlines() or [type(error).__name__]
-        message = lines[0] if isinstance(error, OSError) else f"{case.input}: {type(error).__name__}: {lines[0]}"
-    log.error("%s", message, exc_info=options.debug)
-    return {"status": "failed", "error": message}
+        message = _cause(error, case)
+        log.error("%s", message, exc_info=options.debug)
+        return {"status": "failed", "error": message}
+
+
+def _cause(error: Exception, case: Case) -> str:
+    """One line that names the file and what was wrong."""
+    if isinstance(error, (InputError, OSError)):
+        return str(error)  # names its file
+    if isinstance(error, MemoryError):
+        return f"{case.input}: not enough memory"
+    return f"{case.input}: {type(error).__name__}: {(str(error) or 'no reason given').splitlines()[0]}"
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_status = main()
+    if exit_status in (INTERRUPTED, TERMINATED):
+        os._exit(exit_status)  # everything is closed: do not wait for a CT that is still being read
+    sys.exit(exit_status)

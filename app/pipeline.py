@@ -1,5 +1,6 @@
 """One case from path to path: the only file that knows all the stages."""
 
+import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,7 +16,11 @@ from app.preprocess import clipped_statistics
 from app.preview import write_preview
 from app.resample import nearest_spacing, resample_in_plane, resampled_shape
 from app.segment import Segmenter
-from app.volume import Volume, write_mask
+from app.volume import InputError, Volume, write_mask
+
+log = logging.getLogger(__name__)
+
+WIDEST_MM = 2000  # more than any scanner's field of view: spacing in other units, slices too large to resample
 
 
 def segment_case(
@@ -40,8 +45,8 @@ def segment_case(
         What run.json says of the case: shapes, statistics, seconds per stage, organs, checksums.
 
     Raises:
+        InputError: The field of view cannot be a person's.
         app.volume.OutputError: The mask could not be written.
-        OSError, RuntimeError: The preview could not be written (the mask stands).
     """
     seconds: dict[str, float] = {}
 
@@ -53,9 +58,13 @@ def segment_case(
         seconds[name] = round(time.perf_counter() - start_s, 3)
 
     hu, geometry = volume.hu, volume.geometry
+    warnings = list(volume.warnings)
     with stage("preprocess"):
         statistics_hu = clipped_statistics(hu)
         spacing_mm = geometry.spacing_mm[1:]
+        width_mm = max(size * mm for size, mm in zip(hu.shape[1:], spacing_mm, strict=True))
+        if width_mm > WIDEST_MM:
+            raise InputError(f"{case.input}: slices {width_mm:.0f} mm wide: its spacing must be wrong")
         network_spacing_mm = nearest_spacing(spacing_mm, segmenter.weights.spacing_mm)
         network_shape = resampled_shape(hu.shape, spacing_mm, network_spacing_mm)
         network_hu = hu if network_shape == hu.shape else resample_in_plane(hu, network_shape, order=1)
@@ -69,7 +78,12 @@ def segment_case(
         mask_sha256 = write_mask(labels, geometry, case.mask)
     if preview is not None:
         with stage("preview"):
-            write_preview(preview, hu, labels, geometry.spacing_mm)
+            try:
+                write_preview(preview, hu, labels, geometry.spacing_mm)
+            except (OSError, RuntimeError, MemoryError) as error:  # the mask stands
+                lines = str(error).split("\n")  # ITK's last line is the cause
+                warnings.append(f"no preview: {lines[-1].strip() or type(error).__name__}")
+                log.warning("%s: %s", case.input, warnings[-1])
     return {
         "shape_zyx": list(hu.shape),
         "spacing_mm_zyx": list(geometry.spacing_mm),
@@ -77,6 +91,7 @@ def segment_case(
         "mean_hu": statistics_hu[0],
         "std_hu": statistics_hu[1],
         "device": segmenter.device.type,
+        "warnings": warnings,
         "seconds": seconds,
         "organs": _organs(labels, geometry.voxel_ml),
         "input_sha256": volume.sha256,

@@ -4,11 +4,11 @@ tqdm would do the bar; it is not among the image's packages, and this is all tha
 """
 
 import logging
-import shutil
+import os
 import sys
 import time
 
-log = logging.getLogger("app")
+BAR_WIDTH = 24
 
 
 class Progress:
@@ -22,33 +22,35 @@ class Progress:
     def __init__(self, total_cases: int, quiet: bool):
         self.total_cases, self.case_number, self.case_name = total_cases, 0, ""
         self.start_s = time.monotonic()
-        self.bar = sys.stderr.isatty() and not quiet
+        self.bar = sys.stderr.isatty() and os.environ.get("TERM") != "dumb" and not quiet
         handler = _ClearingHandler(self)
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%d %H:%M:%S"))
+        handler.setFormatter(_OneLine("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%d %H:%M:%S"))
         root = logging.getLogger()
         root.handlers[:] = [handler]
         root.setLevel(logging.WARNING if quiet else logging.INFO)
 
+    def reading(self) -> None:
+        """Nothing to show of the next case until it is read (before the first one, the network is loaded too)."""
+        if self.case_number < self.total_cases:
+            self._draw(self.case_number + 1, 0.0, "reading")
+
     def start(self, case_name: str) -> None:
         self.case_number += 1
-        self.case_name = case_name
-        if self.bar:
-            self.slices(0, 0)
+        self.case_name = one_line(case_name)
 
     def slices(self, done: int, total: int) -> None:
-        """Redraw the bar: slices done of the current case."""
+        """Slices done of the current case."""
+        self._draw(self.case_number, done / total, f"slice {done}/{total}", self.case_name)
+
+    def _draw(self, case_number: int, share: float, *words: str) -> None:
         if not self.bar:
             return
-        width = 24
-        share = done / total if total else 0.0
-        filled = round(width * share)
-        elapsed = time.strftime("%H:%M:%S", time.gmtime(time.monotonic() - self.start_s))
-        slices = f"slice {done}/{total}" if total else "reading"
-        line = (
-            f"[{self.case_number}/{self.total_cases}] {'#' * filled}{'.' * (width - filled)} "
-            f"{slices}  {elapsed}  {self.case_name}"
-        )
-        columns = shutil.get_terminal_size().columns
+        filled = round(BAR_WIDTH * share)
+        seconds = int(time.monotonic() - self.start_s)
+        elapsed = f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02}"
+        bar = "#" * filled + "." * (BAR_WIDTH - filled)
+        line = "  ".join([f"[{case_number}/{self.total_cases}] {bar}", elapsed, *words])
+        columns = os.get_terminal_size(sys.stderr.fileno()).columns or 80  # 0: a terminal that does not say
         sys.stderr.write("\r\033[K" + line[: columns - 1])
         sys.stderr.flush()
 
@@ -56,6 +58,16 @@ class Progress:
         if self.bar:
             sys.stderr.write("\r\033[K")
             sys.stderr.flush()
+
+
+def one_line(text: str) -> str:
+    """Text with line breaks and control characters written out: file names may hold them."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+class _OneLine(logging.Formatter):
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        return one_line(super().formatMessage(record))
 
 
 class _ClearingHandler(logging.StreamHandler):

@@ -7,9 +7,12 @@ OUTPUTS/logs/<run>/<case>.png     with --preview
 
 import hashlib
 import json
+import logging
 import os
 import time
 from pathlib import Path
+
+log = logging.getLogger(__name__)
 
 
 class RunRecord:
@@ -34,8 +37,10 @@ class RunRecord:
                 self.folder.mkdir(parents=True)
                 break
             except FileExistsError:
-                continue
+                if not self.folder.exists():  # the outputs folder is a link to nowhere
+                    raise
         self.content = {"started": start, "exit_status": None, "cases": []}
+        self._failed = False
 
     def add_case(self, entry: dict) -> None:
         self.content["cases"].append(entry)
@@ -44,18 +49,25 @@ class RunRecord:
     def count(self, status: str) -> int:
         return sum(case["status"] == status for case in self.content["cases"])
 
-    def write(self) -> None:
-        """Replace run.json atomically.
+    def write(self) -> bool:
+        """Replace run.json atomically. Where that fails (a full disk) the one before stands, the run goes on.
 
-        Raises:
-            OSError: It could not be written; the one before stands.
+        Returns:
+            Whether it was written; if not, that is logged, once.
         """
         partial = self.folder / ".run.json.part"
         try:
-            partial.write_text(json.dumps(self.content, indent=1))
-            os.replace(partial, self.folder / "run.json")
-        finally:
-            partial.unlink(missing_ok=True)
+            try:
+                partial.write_text(json.dumps(self.content, indent=1))
+                os.replace(partial, self.folder / "run.json")
+            finally:
+                partial.unlink(missing_ok=True)
+        except OSError as error:
+            if not self._failed:
+                log.error("%s: the record of this run cannot be written: %s", self.folder, error.strerror)
+            self._failed = True
+            return False
+        return True
 
 
 def finished_masks(outputs: Path) -> dict[str, set[tuple[str, str, str]]]:
