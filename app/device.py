@@ -51,7 +51,7 @@ def _cuda_problem() -> str | None:
     try:
         torch.zeros(1, device="cuda").add_(1).item()  # creates the context and runs a kernel
     except Exception as error:
-        cause = str(error).splitlines()[0]
+        cause = (str(error) or type(error).__name__).splitlines()[0]
         return f"torch {torch.__version__} (CUDA {torch.version.cuda}) cannot use it: {cause} (README, 'Drivers')"
     return None
 
@@ -81,7 +81,7 @@ def _cgroup_quota(root: Path = Path("/sys/fs/cgroup")) -> float:
             quota, period = " ".join((root / file).read_text() for file in files).split()
             if quota not in ("max", "-1"):
                 return float(quota) / float(period)
-        except (OSError, ValueError):
+        except (OSError, ValueError, ZeroDivisionError):
             continue
     return math.inf
 

@@ -61,7 +61,8 @@ class Segmenter:
                 log.warning("out of GPU memory at %d slices a step: trying %d", step, step // 2)
                 step //= 2
             except RuntimeError as error:
-                log.warning("the GPU failed (%s): going on with the CPU", str(error).splitlines()[0])
+                cause = (str(error) or type(error).__name__).splitlines()[0]
+                log.warning("the GPU failed (%s): going on with the CPU", cause)
                 self._move_to(torch.device("cpu"))
         network, cpu = self._network, torch.device("cpu")
         if self.device != cpu:

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from app.labels import ORGANS
-from app.network import DeepLabV3Plus
+from app.network import OUTPUT_STRIDE, DeepLabV3Plus
 from app.preprocess import WINDOW_HU
 
 FORMAT = 1
@@ -28,7 +28,7 @@ class Weights:
     """A checked weights file.
 
     Attributes:
-        state: float16 parameters of DeepLabV3Plus, batch norm not yet folded.
+        state: Parameters of DeepLabV3Plus, convolutions in float16, batch norm not yet folded.
         sha256: Of the file.
         frame_px: In-plane size that training framed slices in.
         spacing_mm: (lowest, highest) in-plane spacing seen in training.
@@ -64,7 +64,7 @@ def load_weights(path: Path) -> Weights:
         raise WeightsError(f"{path}: cannot read the weights: {error.strerror}") from None
     sum_file = path.with_name(path.name + ".sha256")
     if sum_file.exists():
-        expected = (sum_file.read_text().split() or ["nothing"])[0]
+        expected = (sum_file.read_text(errors="replace").split() or ["nothing"])[0]
         if expected != sha256:
             raise WeightsError(f"{path}: SHA-256 is {sha256}, but {sum_file.name} says {expected}")
     try:
@@ -76,13 +76,18 @@ def load_weights(path: Path) -> Weights:
             raise WeightsError(f"{path}: made for other classes: {', '.join(map(str, info['classes']))}")
         if tuple(info["window_hu"]) != WINDOW_HU:
             raise WeightsError(f"{path}: made for the window {info['window_hu']} HU, not {list(WINDOW_HU)}")
-        low, high = map(float, info["spacing_mm"])
-        weights = Weights(state, sha256, int(info["frame_px"]), (low, high), tuple(info["switched_off"]))
+        (low, high), frame_px = map(float, info["spacing_mm"]), int(info["frame_px"])
+        if not 0 < low <= high or frame_px <= 0 or frame_px % OUTPUT_STRIDE:
+            raise WeightsError(f"{path}: impossible spacing {low} to {high} mm or frame of {frame_px} pixels")
+        weights = Weights(state, sha256, frame_px, (low, high), tuple(info["switched_off"]))
         weights.network(torch.device("meta"), torch.float32)  # names and shapes fit
     except WeightsError:
         raise
-    except Exception as error:  # a file of any content: pickle, zip and key errors alike
-        cause = str(error).splitlines()[0] if str(error) else type(error).__name__
+    except KeyError as error:
+        raise WeightsError(f"{path}: not a weights file of this program (it has no {error})") from None
+    except Exception as error:  # a file of any content: pickle, zip and type errors alike
+        # torch's first sentence: what follows is advice to load it without `weights_only`.
+        cause = (str(error) or type(error).__name__).splitlines()[0].partition(". ")[0].rstrip(":")
         raise WeightsError(f"{path}: not a weights file of this program ({cause})") from None
     return weights
 
