@@ -21,11 +21,18 @@ if [ -z "$python" ]; then
       exit 2
     fi
     echo "predict.sh: first run: installing the packages of requirements.txt into .venv" >&2
-    "$base" -m venv "$here/.venv" >&2
-    "$python" -m pip install --quiet --disable-pip-version-check -r "$here/requirements.txt" >&2
+    if ! "$base" -m venv "$here/.venv" >&2 ||
+      ! "$python" -m pip install --quiet --disable-pip-version-check -r "$here/requirements.txt" >&2; then
+      echo "predict.sh: the packages could not be installed, see above" >&2
+      exit 2
+    fi
     cp "$here/requirements.txt" "$installed"
   fi
   [ $# -gt 0 ] || set -- --inputs "$here/examples" --outputs "$here/outputs" --preview
 fi
-# PYTHONSAFEPATH: a folder named `app` where the caller stands must not be taken for ours.
-PYTHONSAFEPATH=1 PYTHONPATH="$here" exec "$python" -m app "$@"
+# `python -m app`, but a folder named `app` where the caller stands is not taken for ours (Python 3.11 has -P for it).
+PYTHONPATH="$here" exec "$python" -c '
+import sys
+sys.path = [folder for folder in sys.path if folder]
+import runpy
+runpy.run_module("app", run_name="__main__", alter_sys=True)' "$@"
