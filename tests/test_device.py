@@ -1,0 +1,198 @@
+"""Which device, how many threads, how many slices: with the machine's answers put in its mouth."""
+
+import logging
+import math
+import os
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from app import device as module
+from app.device import (
+    MAX_SLICES_PER_STEP,
+    DeviceError,
+    choose_device,
+    compute_dtype,
+    limit_memory,
+    slices_per_step,
+    usable_cpus,
+)
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+
+
+@pytest.fixture
+def machine(monkeypatch, caplog):
+    """Set what CUDA and the machine say."""
+    caplog.set_level(logging.WARNING)
+
+    def say(cuda_version="13.0", kernel=None, card=True):
+        def zeros(*size, device):
+            assert device == "cuda"
+            if kernel:
+                raise kernel
+            return torch.ones(1)
+
+        monkeypatch.setattr(torch.version, "cuda", cuda_version)
+        fake = SimpleNamespace(zeros=zeros, version=torch.version, device=torch.device, __version__="2.13.0")
+        monkeypatch.setattr(module, "torch", fake)
+        monkeypatch.setattr(module, "_has_nvidia_card", lambda: card)
+
+    return say
+
+
+OLD_DRIVER = RuntimeError("The NVIDIA driver on your system is too old (found version 11040).\nPlease update")
+
+
+def test_auto_takes_a_card_that_works(machine, caplog):
+    machine()
+    assert choose_device("auto") == choose_device("cuda") == CUDA
+    assert caplog.messages == []
+
+
+def test_cpu_asks_no_card(machine, caplog):
+    machine(kernel=AssertionError("asked"))
+    assert choose_device("cpu") == CPU
+    assert caplog.messages == []
+
+
+def test_a_card_that_is_there_but_does_not_work_is_a_loud_warning(machine, caplog):
+    machine(kernel=OLD_DRIVER)
+    assert choose_device("auto") == CPU
+    (message,) = caplog.messages
+    assert message.startswith("THE GPU IS NOT USED: ")
+    assert "driver on your system is too old (found version 11040)" in message
+    assert "torch 2.13.0 (CUDA 13.0)" in message
+    assert "\n" not in message
+
+
+def test_a_cpu_build_beside_a_card_is_a_loud_warning(machine, caplog):
+    machine(cuda_version=None)
+    assert choose_device("auto") == CPU
+    (message,) = caplog.messages
+    assert message.startswith("THE GPU IS NOT USED: this is a CPU build of torch")
+
+
+@pytest.mark.parametrize("cuda_version", ["13.0", None])
+def test_without_a_card_the_cpu_is_no_surprise(machine, caplog, cuda_version):
+    machine(cuda_version, RuntimeError("Found no NVIDIA driver on your system."), card=False)
+    assert choose_device("auto") == CPU
+    assert caplog.messages == []
+
+
+@pytest.mark.parametrize("card", [True, False])
+@pytest.mark.parametrize(
+    ("cuda_version", "cause"), [("13.0", "driver on your system is too old"), (None, "CPU build of torch")]
+)
+def test_cuda_that_does_not_work_is_an_error_where_it_was_asked_for(machine, card, cuda_version, cause):
+    machine(cuda_version, OLD_DRIVER, card)
+    with pytest.raises(DeviceError, match=cause) as caught:
+        choose_device("cuda")
+    assert "\n" not in str(caught.value)
+
+
+def test_an_error_without_words_is_named(machine):
+    machine(kernel=RuntimeError())
+    with pytest.raises(DeviceError, match="RuntimeError"):
+        choose_device("cuda")
+
+
+# Number format
+
+
+def test_half_precision_on_a_card():
+    assert compute_dtype(CUDA) == torch.float16
+
+
+@pytest.mark.parametrize(
+    ("avx512_bf16", "amx", "dtype"),
+    [
+        (False, False, torch.float32),
+        (True, False, torch.bfloat16),
+        (False, True, torch.bfloat16),
+        (True, True, torch.bfloat16),
+    ],
+)
+def test_bfloat16_only_on_a_cpu_that_has_it(monkeypatch, avx512_bf16, amx, dtype):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512_bf16)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    assert compute_dtype(CPU) == dtype
+
+
+# Threads
+
+
+@pytest.mark.parametrize(
+    ("files", "cpus"),
+    [
+        ({"cpu.max": "max 100000\n"}, math.inf),
+        ({"cpu.max": "200000 100000\n"}, 2.0),
+        ({"cpu.max": "50000 100000\n"}, 0.5),
+        ({"cpu.max": "nonsense\n"}, math.inf),
+        ({"cpu.max": ""}, math.inf),
+        ({"cpu.max": "1 0\n"}, math.inf),
+        ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, math.inf),
+        ({"cpu/cpu.cfs_quota_us": "150000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 1.5),
+        ({"cpu/cpu.cfs_quota_us": "150000\n"}, math.inf),
+        ({}, math.inf),
+    ],
+)
+def test_quota_of_the_control_group(tmp_path, files, cpus):
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert module._cgroup_quota(tmp_path) == cpus
+
+
+@pytest.mark.parametrize(
+    ("affinity", "quota", "cpus"),
+    [(16, math.inf, 16), (16, 4.0, 4), (2, 4.0, 2), (16, 2.5, 3), (16, 0.5, 1), (1, math.inf, 1)],
+)
+def test_no_more_threads_than_the_container_may_use(monkeypatch, affinity, quota, cpus):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(affinity)))
+    monkeypatch.setattr(module, "_cgroup_quota", lambda: quota)
+    assert usable_cpus() == cpus
+
+
+# Memory
+
+SLICE_PX = 512 * 512
+
+
+def test_slices_follow_from_the_budget():
+    counts = [slices_per_step(CUDA, mib, SLICE_PX) for mib in range(0, 4096, 16)]
+    assert counts == sorted(counts)
+    assert counts[0] == 1  # tried all the same
+    assert set(counts) == set(range(1, MAX_SLICES_PER_STEP["cuda"] + 1))
+
+
+def test_the_budget_holds_context_and_step():
+    for mib in range(800, 2048, 50):
+        slices = slices_per_step(CUDA, mib, SLICE_PX)
+        assert slices == 1 or module.CONTEXT_MIB + slices * SLICE_PX * module.STEP_BYTES_PER_PX / 2**20 <= mib
+
+
+def test_larger_slices_are_fewer():
+    assert slices_per_step(CUDA, 2048, SLICE_PX) == 8
+    assert slices_per_step(CUDA, 2048, 16 * SLICE_PX) < 8
+    assert slices_per_step(CUDA, 2048, 10**9) == 1
+
+
+def test_on_a_cpu_the_budget_is_not_asked():
+    assert slices_per_step(CPU, 1, SLICE_PX) == MAX_SLICES_PER_STEP["cpu"]
+
+
+@pytest.mark.parametrize(("budget_mib", "allowed_mib"), [(2048, 2048 - 700), (100, 64), (10**6, 16384)])
+def test_the_allocator_stops_at_the_budget_less_the_context(monkeypatch, budget_mib, allowed_mib):
+    fractions = []
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=16384 * 2**20))
+    monkeypatch.setattr(
+        torch.cuda, "set_per_process_memory_fraction", lambda fraction, device: fractions.append(fraction)
+    )
+    limit_memory(CUDA, budget_mib)
+    assert fractions == [pytest.approx(allowed_mib / 16384)]
+
+
+def test_no_limit_on_a_cpu():
+    limit_memory(CPU, 1)

@@ -1,0 +1,140 @@
+"""Against hand-worked logits and a flood fill written again, pixel by pixel."""
+
+from collections import deque
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+
+from app.postprocess import decide, remove_small_regions
+
+
+def flood_filled(labels, min_region_px):
+    """The filter again: breadth first through the eight neighbours in the slice."""
+    out = labels.copy()
+    seen = np.zeros(labels.shape, bool)
+    height, width = labels.shape[1:]
+    for start in np.ndindex(labels.shape):
+        if labels[start] == 0 or seen[start]:
+            continue
+        seen[start] = True
+        region, queue = [start], deque([start])
+        while queue:
+            z, y, x = queue.popleft()
+            for dy in (-1, 0, 1):
+                for dx in (-1, 0, 1):
+                    near = (z, y + dy, x + dx)
+                    inside = 0 <= near[1] < height and 0 <= near[2] < width
+                    if inside and not seen[near] and labels[near] == labels[start]:
+                        seen[near] = True
+                        region.append(near)
+                        queue.append(near)
+        if len(region) < min_region_px:
+            for place in region:
+                out[place] = 0
+    return out
+
+
+def filtered(labels, *min_region_px):
+    labels = labels.copy()
+    assert remove_small_regions(labels, *min_region_px) is None  # in place
+    return labels
+
+
+@settings(deadline=None, max_examples=150)
+@given(
+    arrays.arrays(
+        np.uint8,
+        st.tuples(st.integers(1, 3), st.integers(1, 12), st.integers(1, 12)),
+        elements=st.sampled_from([0, 0, 1, 2, 13]),
+    ),
+    st.integers(1, 20),
+)
+def test_like_a_flood_fill(labels, min_region_px):
+    assert np.array_equal(filtered(labels, min_region_px), flood_filled(labels, min_region_px))
+
+
+def test_like_a_flood_fill_with_the_papers_50_pixels():
+    rng = np.random.default_rng(0)
+    coarse = rng.choice([0, 0, 0, 3, 7, 13], (4, 24, 24)).astype(np.uint8)
+    labels = coarse.repeat(4, axis=1).repeat(4, axis=2)  # blocks of 16 pixels that touch at sides and corners
+    expected = flood_filled(labels, 50)
+    assert 0 < (expected != labels).sum() < (labels > 0).sum()
+    assert np.array_equal(filtered(labels), expected)
+
+
+@pytest.mark.parametrize(("size", "stays"), [(49, False), (50, True), (51, True)])
+def test_fewer_than_50_pixels_go(size, stays):
+    labels = np.zeros((1, 10, 10), np.uint8)
+    labels.reshape(-1)[:size] = 5
+    assert filtered(labels).any() == stays
+
+
+def test_corners_connect():
+    labels = np.zeros((1, 12, 12), np.uint8)
+    labels[0, :5, :5] = labels[0, 5:10, 5:10] = 4
+    assert np.array_equal(filtered(labels), labels)
+    labels[0, 5, 5] = 0  # now 25 + 24, apart
+    assert not filtered(labels).any()
+
+
+def test_slices_do_not_connect():
+    labels = np.zeros((3, 12, 12), np.uint8)
+    labels[:, :7, :7] = 9  # 49 pixels in each of three slices
+    assert not filtered(labels).any()
+
+
+def test_labels_do_not_connect():
+    labels = np.zeros((1, 12, 12), np.uint8)
+    labels[0, :6, :6], labels[0, 6:, :] = 2, 13  # 36 beside 72
+    expected = labels.copy()
+    expected[labels == 2] = 0
+    assert np.array_equal(filtered(labels), expected)
+
+
+def test_a_region_around_a_small_one_stays_whole():
+    labels = np.full((1, 12, 12), 1, np.uint8)
+    labels[0, 4:8, 4:8] = 6
+    expected = np.where(labels == 6, 0, labels)
+    assert np.array_equal(filtered(labels), expected)
+
+
+def test_nothing_to_filter():
+    assert not filtered(np.zeros((2, 5, 5), np.uint8)).any()
+
+
+def logits_of(**values):
+    """One pixel: the given logits (`b` for background, `c1` .. `c13`), -9 for the others."""
+    logits = torch.full((1, 14, 1, 1), -9.0)
+    for name, value in values.items():
+        logits[0, 0 if name == "b" else int(name[1:])] = value
+    return logits
+
+
+@pytest.mark.parametrize(
+    ("logits", "label"),
+    [
+        ({"b": 1.0, "c1": 0.5}, 1),  # 0.5 + 0.6 > 1.0
+        ({"b": 1.0, "c13": 0.41}, 13),
+        ({"b": 1.0, "c13": 0.39}, 0),  # 0.99 < 1.0
+        ({"b": 1.0, "c4": 0.3, "c5": 0.2}, 0),
+        ({"b": 1.0, "c4": 0.8, "c5": 0.9}, 5),  # the bias is the same for both
+        ({"b": -0.1, "c2": -0.6}, 2),  # added, not multiplied
+        ({"b": -0.1, "c2": -0.8}, 0),
+    ],
+)
+def test_bias_of_the_foreground(logits, label):
+    decided = decide(logits_of(**logits))
+    assert decided.dtype == torch.uint8
+    assert decided.shape == (1, 1, 1)
+    assert decided.item() == label
+
+
+def test_bias_is_that_before_softmax():
+    logits = torch.randn(2, 14, 5, 6, generator=torch.Generator().manual_seed(0))
+    bias = torch.tensor([0.0] + [0.6] * 13).view(1, 14, 1, 1)
+    expected = torch.softmax(logits + bias, dim=1).argmax(dim=1)
+    assert torch.equal(decide(logits.clone()).long(), expected)

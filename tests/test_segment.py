@@ -1,0 +1,263 @@
+"""Streaming against the same network on the whole volume at once; what happens when a GPU cannot go on."""
+
+import logging
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from app import segment as module
+from app.preprocess import clipped_statistics
+from app.segment import Segmenter, segment
+from app.weights import load_weights
+from tests.scans import random_network, save_weights, smooth_hu
+
+STATISTICS = (100.0, 200.0)
+
+
+class PixelNetwork(nn.Module):
+    """Stands in for the network: each pixel's label follows from its value and its distance to the frame's edge.
+
+    `forward` is told to fail by `fails`, which is called with the number of slices.
+    """
+
+    def __init__(self, fails=lambda slices: None):
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(0.4), requires_grad=False)
+        self.fails, self.batches = fails, []
+
+    def forward(self, images):
+        self.batches.append(tuple(images.shape))
+        self.fails(len(images))
+        row = torch.linspace(-1, 1, images.shape[-2])[:, None]
+        classes = torch.arange(14).view(1, 14, 1, 1) * self.scale
+        return -((images + row - classes + 2) ** 2).float()
+
+
+def unstreamed(network, hu, statistics_hu, frame_px):
+    """Logits with the bias, of all slices at once, framed by hand."""
+    depth, height, width = hu.shape
+    framed_height, framed_width = (max(frame_px, (size + 15) // 16 * 16) for size in (height, width))
+    top, left = (framed_height - height) // 2, (framed_width - width) // 2
+    framed = np.full((depth, 1, framed_height, framed_width), -1000.0)  # air
+    framed[:, 0, top : top + height, left : left + width] = hu
+    images = (np.clip(framed, -100, 1000) - statistics_hu[0]) / statistics_hu[1]
+    with torch.inference_mode():
+        logits = network(torch.from_numpy(images).float())[..., top : top + height, left : left + width].numpy()
+    return logits + np.array([0] + [0.6] * 13, np.float32)[:, None, None]
+
+
+@pytest.mark.parametrize("step", range(1, 9))
+def test_the_step_changes_nothing(step):
+    hu = smooth_hu((7, 64, 48))
+    network = random_network()
+    logits = unstreamed(network, hu, STATISTICS, 64)
+    first, second = np.sort(logits, axis=1)[:, :-3:-1].swapaxes(0, 1)
+    clear = first - second > 1e-4  # rounding decides no pixel of these
+    assert clear.mean() > 0.99
+    labels = segment(network, hu, STATISTICS, step, 64)
+    assert labels.dtype == np.uint8
+    assert labels.shape == hu.shape
+    assert len(np.unique(labels)) > 3
+    assert np.array_equal(labels[clear], logits.argmax(axis=1)[clear])
+
+
+@pytest.mark.parametrize(
+    ("shape", "frame_px", "framed"),
+    [
+        ((2, 1, 1), 64, (64, 64)),
+        ((1, 17, 33), 16, (32, 48)),
+        ((2, 17, 33), 64, (64, 64)),
+        ((1, 513, 700), 512, (528, 704)),
+        ((1, 100, 700), 512, (512, 704)),
+        ((3, 64, 64), 64, (64, 64)),
+        ((2, 63, 65), 64, (64, 80)),
+    ],
+)
+def test_any_size_is_framed_and_cropped_back(shape, frame_px, framed):
+    hu = smooth_hu(shape, seed=1)
+    network = PixelNetwork()
+    labels = segment(network, hu, STATISTICS, 2, frame_px)
+    assert {batch[2:] for batch in network.batches} == {framed}
+    assert labels.shape == shape
+    assert np.array_equal(labels, unstreamed(PixelNetwork(), hu, STATISTICS, frame_px).argmax(axis=1))
+
+
+def test_the_device_never_holds_the_volume(monkeypatch):
+    taken = []
+    from_numpy = torch.from_numpy
+    monkeypatch.setattr(torch, "from_numpy", lambda array: taken.append(array.shape[0]) or from_numpy(array))
+    network = PixelNetwork()
+    segment(network, smooth_hu((11, 16, 16)), STATISTICS, 4, 16)
+    assert taken == [4, 4, 3]
+    assert network.batches == [(4, 1, 16, 16), (4, 1, 16, 16), (3, 1, 16, 16)]
+
+
+def test_each_step_is_reported():
+    done = []
+    segment(PixelNetwork(), smooth_hu((5, 16, 16)), STATISTICS, 2, 16, done.append)
+    assert done == [2, 4, 5]
+
+
+def test_nothing_is_written_to_the_volume():
+    hu = smooth_hu((3, 20, 20))
+    before = hu.copy()
+    segment(PixelNetwork(), hu, STATISTICS, 2, 32)
+    assert np.array_equal(hu, before)
+
+
+# A GPU that cannot go on
+
+
+class FakeWeights:
+    """Gives networks that all compute on the CPU; those made for the GPU fail as they are told."""
+
+    frame_px = 16
+
+    def __init__(self, gpu_fails=lambda slices: None):
+        self.gpu_fails, self.made = gpu_fails, []
+
+    def network(self, device, dtype):
+        network = PixelNetwork(self.gpu_fails if device.type == "cuda" else lambda slices: None)
+        self.made.append((device.type, network))
+        return network
+
+
+@pytest.fixture
+def on_gpu(monkeypatch, caplog):
+    """Makes a Segmenter on a GPU of the given behaviour."""
+    monkeypatch.setattr(module, "limit_memory", lambda device, budget_mib: None)
+    caplog.set_level(logging.WARNING)
+
+    def make(gpu_fails=lambda slices: None):
+        weights = FakeWeights(gpu_fails)
+        return Segmenter(weights, torch.device("cuda"), 2048), weights
+
+    return make
+
+
+HU = smooth_hu((11, 16, 16))
+EXPECTED = segment(PixelNetwork(), HU, STATISTICS, 11, 16)
+
+
+def test_a_gpu_that_works_is_used(on_gpu, caplog):
+    segmenter, weights = on_gpu()
+    assert np.array_equal(segmenter(HU, STATISTICS, lambda done: None), EXPECTED)
+    assert [device for device, _ in weights.made] == ["cuda"]
+    assert caplog.messages == []
+
+
+@pytest.mark.parametrize("fitting", [1, 2, 3, 4, 7])
+def test_out_of_memory_halves_the_step(on_gpu, caplog, fitting):
+    def fails(slices):
+        if slices > fitting:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    segmenter, weights = on_gpu(fails)
+    done = []
+    assert np.array_equal(segmenter(HU, STATISTICS, done.append), EXPECTED)
+    assert [device for device, _ in weights.made] == ["cuda"]
+    steps = [8, 4, 2, 1]
+    used = next(step for step in steps if step <= fitting)
+    expected = [f"out of GPU memory at {step} slices a step: trying {step // 2}" for step in steps if step > fitting]
+    assert caplog.messages == expected
+    assert done[-1] == len(HU)
+    assert np.diff(done[-3:]).max() <= used
+
+
+def test_out_of_memory_at_the_end_of_a_volume_begins_it_again(on_gpu):
+    calls = []
+
+    def fails(slices):
+        calls.append(slices)
+        if len(calls) == 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    segmenter, _ = on_gpu(fails)
+    assert np.array_equal(segmenter(HU, STATISTICS, lambda done: None), EXPECTED)
+    assert calls == [8, 3, 4, 4, 3]
+
+
+def test_where_no_slice_fits_this_case_alone_goes_to_the_cpu(on_gpu, caplog):
+    full = True
+
+    def fails(slices):
+        if full:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    segmenter, weights = on_gpu(fails)
+    assert np.array_equal(segmenter(HU, STATISTICS, lambda done: None), EXPECTED)
+    assert [device for device, _ in weights.made] == ["cuda", "cpu"]
+    assert caplog.messages[-1] == "one slice does not fit the GPU's memory budget: this case goes to the CPU"
+    assert len(caplog.messages) == 4
+    full = False
+    caplog.clear()
+    assert np.array_equal(segmenter(HU, STATISTICS, lambda done: None), EXPECTED)
+    assert len(weights.made) == 2  # the GPU again
+    assert segmenter.device.type == "cuda"
+    assert caplog.messages == []
+
+
+def test_a_gpu_that_breaks_between_slices_is_given_up(on_gpu, caplog):
+    calls = []
+
+    def fails(slices):
+        calls.append(slices)
+        if len(calls) == 2:
+            raise RuntimeError("CUDA error: unspecified launch failure\nCompile with TORCH_USE_CUDA_DSA")
+
+    segmenter, weights = on_gpu(fails)
+    assert np.array_equal(segmenter(HU, STATISTICS, lambda done: None), EXPECTED)
+    assert caplog.messages == [
+        "the GPU failed (CUDA error: unspecified launch failure): going on with the CPU",
+    ]
+    assert segmenter.device.type == "cpu"
+    assert np.array_equal(segmenter(HU, STATISTICS, lambda done: None), EXPECTED)
+    assert [device for device, _ in weights.made] == ["cuda", "cpu"]
+    assert len(calls) == 2  # and is not asked again
+    assert len(caplog.messages) == 1
+
+
+def test_a_gpu_that_fails_without_a_word(on_gpu, caplog):
+    def fails(slices):
+        raise RuntimeError
+
+    segmenter, _ = on_gpu(fails)
+    assert np.array_equal(segmenter(HU, STATISTICS, lambda done: None), EXPECTED)
+    assert "RuntimeError" in caplog.messages[0]
+
+
+def test_a_failure_on_the_cpu_is_an_error():
+    weights = FakeWeights()
+    segmenter = Segmenter(weights, torch.device("cpu"), 2048)
+
+    def fails(slices):
+        raise RuntimeError("not enough memory")
+
+    weights.made[0][1].fails = fails
+    with pytest.raises(RuntimeError, match="not enough memory"):
+        segmenter(HU, STATISTICS, lambda done: None)
+
+
+@pytest.mark.gpu
+def test_a_real_gpu_agrees_with_the_cpu_and_keeps_to_the_budget(tmp_path):
+    weights = load_weights(save_weights(tmp_path / "weights.pt", frame_px=512))
+    hu = smooth_hu((20, 512, 512))
+    statistics_hu = clipped_statistics(hu)
+    expected = segment(weights.network(torch.device("cpu"), torch.float32), hu[:4], statistics_hu, 4)
+    segmenter = Segmenter(weights, torch.device("cuda"), 2048)
+    labels = segmenter(hu, statistics_hu, lambda done: None)
+    assert (labels[:4] == expected).mean() >= 0.99  # an untrained network's labels hang on little
+    assert torch.cuda.max_memory_reserved() < 1348 << 20  # the context takes the rest
+
+
+@pytest.mark.gpu
+def test_a_real_gpu_under_a_budget_that_is_too_small(tmp_path, caplog):
+    weights = load_weights(save_weights(tmp_path / "weights.pt", frame_px=512))
+    hu = smooth_hu((3, 512, 512))
+    labels = Segmenter(weights, torch.device("cuda"), 100)(hu, (0.0, 300.0), lambda done: None)
+    torch.cuda.set_per_process_memory_fraction(1.0)
+    expected = segment(weights.network(torch.device("cpu"), torch.float32), hu, (0.0, 300.0), 3)
+    assert (labels == expected).mean() >= 0.99
+    assert "this case goes to the CPU" in caplog.messages[-1]
