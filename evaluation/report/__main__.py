@@ -1,0 +1,83 @@
+"""`python -m evaluation.report RUN [--truth DIR] -o report.html`: the page, and volumes.csv beside it."""
+
+import argparse
+import csv
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from app.labels import ORGANS
+from evaluation.accuracy import ALL_LABELS, parse_organs
+from evaluation.masks import MaskError
+from evaluation.report.case import CaseReport, report_case
+from evaluation.report.page import page
+from evaluation.report.run import ReportError, read_run
+
+ERROR_EXIT = 2
+
+
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m evaluation.report", description="What a run did, for a person to read."
+    )
+    add = parser.add_argument
+    add("run", type=Path, metavar="RUN", help="a run's log folder, or an outputs folder: its newest run")
+    add("-o", "--output", type=Path, required=True, metavar="HTML", help="the page; volumes.csv is written beside it")
+    add("--truth", type=Path, metavar="DIR", help="ground truths, under the masks' names")
+    add("--annotated", type=parse_organs, default=ALL_LABELS, metavar="LIST",
+        help="organs annotated in the truths, e.g. 1-11,13 or Liver,RK (default: all)")  # fmt: skip
+    add("--inputs", type=Path, metavar="DIR", help="where the CTs are, if not where the run read them")
+    add("--no-pictures", action="store_true", help="tables and curves only")
+    arguments = parser.parse_args(argv)
+    if arguments.output.suffix not in (".html", ".htm"):
+        parser.error(f"-o must end in .html, got {arguments.output}")
+    return arguments
+
+
+def write_volumes(path: Path, cases: Sequence[CaseReport]) -> None:
+    """A row for each case and organ; volumes in ml; limits and mark as in the page."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["Name", "Organ", "ml", "plausible_low_ml", "plausible_high_ml", "mark"])
+        for case in cases:
+            for label, volume in case.volumes.items():
+                limits = [f"{limit:.2f}" for limit in (volume.low_ml, volume.high_ml)]
+                organ = ORGANS[label - 1].abbreviation
+                writer.writerow([case.record.name, organ, f"{volume.ml:.2f}", *limits, volume.mark])
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns the exit status: 0, or 2 if there is nothing to report on or something is wrong with it."""
+    arguments = parse_arguments(argv)
+    try:
+        run = read_run(arguments.run, arguments.inputs)
+        truths = _truths(arguments.truth, [case.name for case in run.cases])
+        cases = []
+        for number, record in enumerate(run.cases, start=1):
+            print(f"{number}/{len(run.cases)} {record.name}", flush=True)
+            cases.append(report_case(record, truths.get(record.name), arguments.annotated, not arguments.no_pictures))
+        arguments.output.parent.mkdir(parents=True, exist_ok=True)
+        arguments.output.write_text(page(run, cases, arguments.annotated), encoding="utf-8")
+        write_volumes(arguments.output.with_name("volumes.csv"), cases)
+    except (ReportError, MaskError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return ERROR_EXIT
+    print(f"{arguments.output} ({arguments.output.stat().st_size / 1e6:.1f} MB)")
+    return 0
+
+
+def _truths(folder: Path | None, names: Sequence[str]) -> dict[str, Path]:
+    if folder is None:
+        return {}
+    if not folder.is_dir():
+        raise ReportError(f"--truth {folder}: no such folder")
+    truths = {name: folder / f"{name}.nii.gz" for name in names if (folder / f"{name}.nii.gz").is_file()}
+    if not truths:
+        raise ReportError(f"--truth {folder}: no truth for any case of this run, e.g. {names[0]}.nii.gz")
+    if missing := [name for name in names if name not in truths]:
+        print(f"warning: no truth for {', '.join(missing)}: not scored", file=sys.stderr)
+    return truths
+
+
+if __name__ == "__main__":
+    sys.exit(main())

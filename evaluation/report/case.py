@@ -1,0 +1,131 @@
+"""One case of a report: its files read once, its scores, volumes and pictures kept."""
+
+from collections.abc import Collection
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from app.labels import ORGANS
+from app.record import file_sha256
+from app.volume import Geometry, InputError, read_volume
+from evaluation.accuracy import Score, Scores, score_files
+from evaluation.masks import Mask, MaskError, check_same_grid, read_mask
+from evaluation.report.plausible import mark, plausible_ml
+from evaluation.report.run import CaseRecord
+from evaluation.report.views import Picture, Scan, organ_strip, overviews
+
+
+class OrganVolume(NamedTuple):
+    """Volume of an organ in a mask, the plausible range for this scan, and `plausible.mark`'s word on it."""
+
+    ml: float
+    low_ml: float
+    high_ml: float
+    mark: str
+
+
+class CaseReport(NamedTuple):
+    """What the report says of a case; what there is not is empty or None.
+
+    Attributes:
+        record: What the run said.
+        notes: What was found while reporting, one line each.
+        volumes: By label; empty without a mask.
+        scores: Without a truth for this case None; a case without a mask scores zeros.
+        overviews: As `views.overviews`.
+        strips: By label, as `views.organ_strip`.
+    """
+
+    record: CaseRecord
+    notes: tuple[str, ...]
+    volumes: dict[int, OrganVolume]
+    scores: Scores | None
+    overviews: dict[str, Picture]
+    strips: dict[int, Picture]
+
+    @property
+    def mean_dsc(self) -> float | None:
+        return float(np.mean([score.dsc for score in self.scores.values()])) if self.scores else None
+
+
+def report_case(
+    record: CaseRecord, truth: Path | None, annotated: Collection[int], pictures: bool = True
+) -> CaseReport:
+    """Read a case's CT, mask and truth, and make of them what the report shows.
+
+    Args:
+        record: The case.
+        truth: Its ground truth, or None.
+        annotated: Labels that the truth has; the others are not scored, nor shown as wrong.
+        pictures: Whether to draw.
+
+    Raises:
+        MaskError: The mask or the truth cannot be read, is no mask, or they differ in geometry.
+    """
+    notes: list[str] = []
+    if record.mask is None or record.status == "failed":
+        if record.status != "failed":
+            notes.append("its mask is not there any more")
+        scores = dict.fromkeys(annotated, Score(0.0, 0.0)) if truth else None
+        return CaseReport(record, tuple(notes), {}, scores, {}, {})
+    if "mask" in record.sums and file_sha256(record.mask) != record.sums["mask"]:
+        notes.append("its mask is not the one that this run wrote: it has been changed since")
+    prediction, scores, true = read_mask(record.mask), None, None
+    if truth is not None:
+        true = read_mask(truth)
+        check_same_grid(prediction, true)
+        scores = score_files(record.mask, truth, annotated)
+    scan = _scan(record, prediction, true, annotated, notes) if pictures else None
+    volumes = _volumes(prediction)
+    if scan is None:
+        return CaseReport(record, tuple(notes), volumes, scores, {}, {})
+    strips = {organ.label: organ_strip(record.name, scan, organ.label, volumes[organ.label].ml) for organ in ORGANS}
+    strips = {label: strip for label, strip in strips.items() if strip is not None}
+    return CaseReport(record, tuple(notes), volumes, scores, overviews(record.name, scan), strips)
+
+
+def _scan(record: CaseRecord, prediction: Mask, truth: Mask | None, annotated, notes: list[str]) -> Scan | None:
+    """The case in memory, or None with a note if there is no CT to draw on."""
+    if record.ct is None:
+        notes.append("its CT is not where the run found it: no pictures (--inputs DIR tells where it is)")
+        return None
+    try:
+        volume = read_volume(record.ct)
+    except InputError as error:
+        notes.append(f"no pictures: {error}")
+        return None
+    if record.sums.get("input", volume.sha256) != volume.sha256:
+        notes.append(f"{record.ct} is not the file that this run segmented: it has been changed since")
+    if volume.geometry.in_file_order(volume.hu).shape != prediction.labels.shape:
+        raise MaskError(f"{record.mask} and {record.ct} differ in shape: is this the mask of that CT?")
+    labels = _reoriented(prediction, volume.geometry)
+    true = None
+    if truth is not None:
+        true = _reoriented(truth, volume.geometry)
+        missing = [organ.label for organ in ORGANS if organ.label not in annotated]
+        # Where the truth does not know an organ, neither right nor wrong can be shown.
+        true = np.where(np.isin(labels, missing) & (true == 0), labels, true)
+    return Scan(volume.hu, labels, true, volume.geometry.spacing_mm)
+
+
+def _reoriented(mask: Mask, geometry: Geometry) -> np.ndarray:
+    """A mask in its file's axes, turned as its CT is read."""
+    labels = np.empty(geometry.shape, np.uint8)
+    geometry.in_file_order(labels)[...] = mask.labels
+    return labels
+
+
+def _volumes(mask: Mask) -> dict[int, OrganVolume]:
+    """By label. The file's first axis is taken to run along the body, as the organizers take it."""
+    voxels = np.stack([np.bincount(part.ravel(), minlength=len(ORGANS) + 1) for part in mask.labels])  # (z, label)
+    voxel_ml = float(np.prod(mask.spacing_mm)) / 1000
+    volumes = {}
+    for organ in ORGANS:
+        along = voxels[:, organ.label]
+        ml = round(float(along.sum()) * voxel_ml, 2)
+        length_mm = np.count_nonzero(along) * mask.spacing_mm[0]
+        cut = bool(along[0] or along[-1])
+        low_ml, high_ml = plausible_ml(organ.label, length_mm)
+        volumes[organ.label] = OrganVolume(ml, low_ml, high_ml, mark(organ.label, ml, length_mm, cut))
+    return volumes

@@ -1,0 +1,132 @@
+"""What a run left behind: run.json, monitor.csv, and where its CTs and masks are now."""
+
+import csv
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+
+class ReportError(Exception):
+    """Nothing to report on. `str` is one line."""
+
+
+@dataclass(frozen=True)
+class CaseRecord:
+    """One case of a run.
+
+    Attributes:
+        name: Of the case; its mask is `<name>.nii.gz`.
+        status: "done", "failed" or "skipped" (done by an earlier run).
+        error: Why it failed, or None.
+        warnings: One line each.
+        seconds: Stage -> seconds.
+        ct, mask: Where the files are now; None if they are not there any more.
+        sums: SHA-256 that the run recorded of "input" and "mask"; absent if it recorded none.
+    """
+
+    name: str
+    status: str
+    error: str | None
+    warnings: tuple[str, ...]
+    seconds: dict[str, float]
+    ct: Path | None
+    mask: Path | None
+    sums: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run's record.
+
+    Attributes:
+        folder: Where run.json is.
+        content: run.json, without its cases.
+        cases: In the run's order.
+        samples: Rows of monitor.csv, numbers as float, empty cells as None.
+        outside_s: Where `evaluation.efficiency` measured this very run: its seconds before and after the program.
+    """
+
+    folder: Path
+    content: dict
+    cases: tuple[CaseRecord, ...]
+    samples: tuple[dict, ...]
+    outside_s: float | None
+
+
+def find_run(path: Path) -> Path:
+    """The log folder of a run: itself, or the newest below an outputs folder.
+
+    Raises:
+        ReportError: There is none.
+    """
+    if not path.exists():
+        raise ReportError(f"{path}: no such folder; give a run's log folder or an outputs folder")
+    if (path / "run.json").is_file():
+        return path
+    records = sorted(path.glob("logs/*/run.json"), key=lambda record: (record.stat().st_mtime_ns, record))
+    if not records:
+        raise ReportError(f"{path}: no run.json here or in logs/*/; give a run's log folder or an outputs folder")
+    return records[-1].parent
+
+
+def read_run(path: Path, inputs: Path | None = None) -> Run:
+    """Read a run's record.
+
+    Args:
+        path: As for `find_run`.
+        inputs: Folder to look for the CTs in first, for runs whose inputs have moved (or were a container's).
+
+    Raises:
+        ReportError: There is no run, or its record cannot be read.
+    """
+    folder = find_run(path)
+    record = folder / "run.json"
+    try:
+        content = json.loads(record.read_text(encoding="utf-8"))
+        outputs = folder.parent.parent
+        cases = tuple(_case(entry, outputs, inputs) for entry in content.pop("cases"))
+        samples = _samples(folder / "monitor.csv")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ReportError(f"{record}: not the record of a run ({type(error).__name__}: {error})") from None
+    if not cases:
+        raise ReportError(f"{record}: a run without cases: it ended before its first")
+    return Run(folder, content, cases, samples, _outside_s(outputs, content))
+
+
+def _outside_s(outputs: Path, content: dict) -> float | None:
+    for path in outputs.glob("efficiency/*.json"):
+        try:
+            measured = json.loads(path.read_text(encoding="utf-8"))
+            if measured["program_s"] is not None and measured["program_s"] == content["monitor"]["duration_s"]:
+                return measured["time"] - measured["program_s"]
+        except (OSError, ValueError, KeyError, TypeError):
+            continue  # not a measurement of ours
+    return None
+
+
+def _case(entry: dict, outputs: Path, inputs: Path | None) -> CaseRecord:
+    recorded = Path(entry["input"])
+    found = [path for path in ([inputs / recorded.name] if inputs else []) + [recorded] if path.is_file()]
+    masks = [path for path in (outputs / Path(entry["mask"]).name, Path(entry["mask"])) if path.is_file()]
+    return CaseRecord(
+        name=entry["name"],
+        status=entry["status"],
+        error=entry.get("error"),
+        warnings=tuple(entry.get("warnings", ())),
+        seconds=dict(entry.get("seconds", {})),
+        ct=found[0] if found else None,
+        mask=masks[0] if masks else None,
+        sums={kind: entry[f"{kind}_sha256"] for kind in ("input", "mask") if entry.get(f"{kind}_sha256")},
+    )
+
+
+def _samples(path: Path) -> tuple[dict, ...]:
+    """Empty if the run has no monitor.csv; a last line that was cut off by a crash is left out."""
+    if not path.is_file():
+        return ()
+    with path.open(newline="", encoding="utf-8", errors="replace") as file:
+        rows = [row for row in csv.DictReader(file) if None not in row.values()]
+    text = ("stage", "case")
+    return tuple(
+        {key: value if key in text else float(value) if value else None for key, value in r.items()} for r in rows
+    )
