@@ -9,7 +9,6 @@ for float16. `app.weights` reads it.
 import argparse
 import hashlib
 import os
-import subprocess
 from pathlib import Path
 
 import torch
@@ -20,6 +19,7 @@ from app.preprocess import WINDOW_HU
 from training import checkpoint
 from training.config import from_dict
 from training.dataset import describe, split
+from training.results import commit
 from training.store import read_cases
 
 FORMAT = 1
@@ -44,6 +44,7 @@ def export(path: Path, branch: int | None = None, store: Path | None = None) -> 
     if state["data"] is None:
         config = from_dict(state["config"])
         state["data"] = describe(split(read_cases(store or Path(config.store)), config))
+    stages = checkpoint.stages(state)
     data, validation = state["data"], state["validation"]
     switched_off = [organ.label for organ in ORGANS if organ.label not in data["annotated"]]
     return {
@@ -56,7 +57,7 @@ def export(path: Path, branch: int | None = None, store: Path | None = None) -> 
             "spacing_mm": data["spacing_mm"],
             "switched_off": switched_off,
             "training": {
-                "config": checkpoint.stages(state)[-1]["config"],
+                "config": stages[-1]["config"],
                 "cases": len(data["labelled"]) + len(data["unlabelled"]),
                 "patients": data["patients"],
                 "steps": state["step"],
@@ -64,7 +65,7 @@ def export(path: Path, branch: int | None = None, store: Path | None = None) -> 
                 "commit": commit(),
                 "branch": branch,
                 "validation_dsc": validation and validation["dsc"][branch],
-                "stages": checkpoint.stages(state),  # all runs, the first from Kaiming, this one last
+                "stages": stages,  # all runs, the first from Kaiming, this one last
             },
         },
     }
@@ -90,18 +91,6 @@ def halved(state: dict[str, Tensor]) -> dict[str, Tensor]:
     if broken:
         raise ValueError(f"not finite in float16: {', '.join(broken)}")
     return {name: value.contiguous().cpu() for name, value in smaller.items()}
-
-
-def commit() -> str:
-    """Git commit of this tree, "-changed" behind it if the code differs from it; "unknown" without git."""
-    root = Path(__file__).parents[1]
-    command = ["git", "-C", str(root)]
-    try:
-        revision = subprocess.run([*command, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
-        changes = subprocess.run([*command, "diff", "--quiet", "HEAD", "--", "app", "training"], capture_output=True)
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return revision.stdout.strip() + ("-changed" if changes.returncode else "")
 
 
 def write(content: dict, path: Path) -> str:

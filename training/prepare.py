@@ -131,8 +131,11 @@ def _prepare(job: Job) -> bool:
 
 
 def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
     with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 def _checked_labels(labels: Volume, geometry: Geometry, annotated: tuple[int, ...]) -> np.ndarray:

@@ -1,0 +1,169 @@
+import dataclasses
+import hashlib
+import json
+import subprocess
+
+import pytest
+import torch
+
+from app.labels import ORGANS
+from app.weights import load_weights
+from evaluation.paper import TABLE_3
+from tests.training_data import add_case, config, phantom_store
+from training import checkpoint, crossvalidate, export, model_card, results, table3
+from training.phantom import phantom
+from training.train import Run
+
+WITHOUT_DUODENUM = tuple(label for label in range(1, 14) if label != 12)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A run of two branches, validated on p0; no case annotates the duodenum. Its folder."""
+    folder = tmp_path_factory.mktemp("trained")
+    for k in range(2):
+        hu, labels, spacing_mm = phantom(k, 32)
+        labels[labels == 12] = 255
+        planes = [12, 17, 24, 32]
+        add_case(folder / "store", f"p{k}", hu[planes], labels[planes], spacing_mm, WITHOUT_DUODENUM)
+    phantom_store(folder / "more", 32, [17], 0, 3)
+    (folder / "more/p2").rename(folder / "store/p2")
+    (folder / "folds.json").write_text('[["p0"], ["p1"]]')
+    Run(config(folder / "store", folder / "run", fold=0, folds=str(folder / "folds.json"), epochs=1)).train()
+    return folder
+
+
+@pytest.fixture
+def path(trained):
+    return trained / "run" / checkpoint.FILE_NAME
+
+
+def test_exported_weights_are_the_branch_that_validated_best(trained, path, tmp_path):
+    state = checkpoint.load(path)
+    state["validation"]["dsc"][0]["mean"], state["validation"]["dsc"][1]["mean"] = 0.1, 0.2
+    checkpoint.save(state, tmp_path / "checkpoint.pt")
+    file = tmp_path / "weights" / "w.pt"
+    digest = export.write(export.export(tmp_path / "checkpoint.pt"), file)
+
+    assert subprocess.run(["sha256sum", "-c", "w.pt.sha256"], cwd=file.parent, capture_output=True).returncode == 0
+    assert hashlib.sha256(file.read_bytes()).hexdigest() == digest
+    assert file.stat().st_size < 32e6 and len(list(file.parent.iterdir())) == 2
+
+    weights = load_weights(file)
+    assert weights.sha256 == digest and weights.frame_px == 32 and weights.switched_off == (12,)
+    assert weights.spacing_mm == (12.5, 12.5)
+    network = weights.network(torch.device("cpu"), torch.float32)
+    run = Run(dataclasses.replace(config(trained / "store", tmp_path / "x", fold=0, folds=str(trained / "folds.json"))))
+    run.branches[1].load_state_dict(state["branches"][1])
+    run.branches[1].eval()
+    images = torch.randn(2, 1, 32, 32)
+    with torch.no_grad():
+        ours, theirs = network(images), run.branches[1](images)
+    kept = [0, *WITHOUT_DUODENUM]
+    assert (ours[:, kept] - theirs[:, kept]).abs().max() < 0.01 * theirs.abs().max()
+    assert (ours[:, 12] < -9000).all()  # can never win
+
+
+def test_info_is_plain_and_says_where_the_weights_come_from(path, tmp_path):
+    content = export.export(path)
+    torch.save(content, tmp_path / "w.pt")
+    info = torch.load(tmp_path / "w.pt", weights_only=True)["info"]
+    assert list(info) == ["classes", "window_hu", "frame_px", "spacing_mm", "switched_off", "training"]
+    assert info["classes"] == ["Background", *(organ.abbreviation for organ in ORGANS)]
+    training = info["training"]
+    assert (training["cases"], training["patients"], training["steps"]) == (2, ["p1", "p2"], 1)
+    assert training["validation_dsc"]["mean"] == checkpoint.load(path)["validation"]["dsc"][training["branch"]]["mean"]
+    assert training["config"]["lr"] == 0.02 and training["date"] and training["commit"]
+    assert str(tmp_path.parent.parent) not in json.dumps(info)  # no path of this machine
+
+
+def test_branch_can_be_chosen_and_must_exist(path):
+    weight = "classifier.weight"
+    first, second = (export.export(path, branch)["state_dict"][weight] for branch in range(2))
+    assert first.dtype == torch.float16 and not torch.equal(first, second)
+    assert not first[12].any()
+    with pytest.raises(ValueError, match="branches 0 to 1, not 2"):
+        export.export(path, 2)
+
+
+def test_what_float16_cannot_hold_is_an_error(path, tmp_path):
+    state = checkpoint.load(path)
+    for branch in state["branches"]:
+        branch["trunk.stem.0.0.weight"][0, 0, 0, 0] = 1e6
+    checkpoint.save(state, tmp_path / "checkpoint.pt")
+    with pytest.raises(ValueError, match=r"trunk\.stem"):
+        export.export(tmp_path / "checkpoint.pt")
+    with pytest.raises(ValueError, match="not a checkpoint"):
+        torch.save({"format": 1}, tmp_path / "w.pt")
+        export.export(tmp_path / "w.pt")
+
+
+def test_training_goes_on_from_exported_weights(trained, path, tmp_path):
+    export.write(export.export(path, 0), tmp_path / "w.pt")
+    settings = config(trained / "store", tmp_path / "next", init=str(tmp_path / "w.pt"), branches=1, lambda_=0.0)
+    run = Run(settings)
+    classifier = run.branches[0].classifier
+    assert classifier.bias.min() > -100 and classifier.weight[12].any()  # the duodenum can be learned again
+    exact = checkpoint.load(path)["branches"][0]
+    torch.testing.assert_close(run.branches[0].state_dict()["aspp.project.0.0.weight"],
+                               exact["aspp.project.0.0.weight"], rtol=1e-3, atol=1e-6)  # fmt: skip
+    assert [stage["step"] for stage in run.stages] == [1]
+    run.save()
+    stages = export.export(tmp_path / "next" / checkpoint.FILE_NAME)["info"]["training"]["stages"]
+    assert [stage["step"] for stage in stages] == [1, 0]
+
+
+def test_crossvalidation_scores_only_patients_never_seen(trained, path, tmp_path):
+    entry = crossvalidate.score(path, None, torch.device("cpu"))
+    state = checkpoint.load(path)
+    assert entry["fold"] == 0 and list(entry["dsc"]) == ["p0"]
+    expected = {k: v for k, v in state["validation"]["dsc"][entry["branch"]].items() if k != "mean"}
+    assert entry["dsc"]["p0"] == pytest.approx(expected) and "Duodenum" not in expected
+
+    everything = {**state, "config": {**state["config"], "fold": -1}}
+    checkpoint.save(everything, tmp_path / "all.pt")
+    with pytest.raises(ValueError, match="nobody is held out"):
+        crossvalidate.score(tmp_path / "all.pt", None, torch.device("cpu"))
+    # A run that validates on p1 but started from one that was trained on p1.
+    leaking = {**state, "config": {**state["config"], "fold": 1}, "stages": checkpoint.stages(state)}
+    leaking["data"] = {**state["data"], "patients": ["p0", "p2"]}
+    checkpoint.save(leaking, tmp_path / "leak.pt")
+    with pytest.raises(ValueError, match="p1 of its fold were trained on"):
+        crossvalidate.score(tmp_path / "leak.pt", None, torch.device("cpu"))
+
+
+def test_hand_worked_summary():
+    organs = results.summary([{"Liver": 0.5, "RK": 0.4}, {"Liver": 0.7}])
+    assert organs["Liver"] == {"mean": pytest.approx(0.6), "std": pytest.approx(0.02**0.5), "n": 2}
+    assert organs["RK"] == {"mean": 0.4, "std": None, "n": 1}
+    assert organs["mean"] == {"mean": pytest.approx(0.5), "n": 2}  # mean of the organs' means
+
+
+def test_model_card_says_what_the_files_say(path, tmp_path):
+    export.write(export.export(path), tmp_path / "w.pt")
+    content = torch.load(tmp_path / "w.pt", weights_only=True)
+    rows = [{name: 0.8 for name in TABLE_3 if name != "Duodenum"}]
+    fold = {**crossvalidate.score(path, None, torch.device("cpu")), "dsc": {"p0": rows[0]}}
+    scores = {**results.provenance(torch.device("cpu")), "organs": results.summary(rows), "folds": [fold]}
+    text = model_card.card(content, "abc123", "w.pt", scores)
+    assert "abc123" in text and "not eligible\nfor FLARE22's ranking" in text
+    assert "| Liver | 0.800 (1) | 0.956 | 0.938 |" in text and "| Duodenum | not scored | 0.678 | 0.545 |" in text
+    assert "| mean of 12 | **0.800** | **0.806** | **0.725** |" in text
+    assert "because no training case annotates them: duodenum" in text
+    assert "the same recipe as the shipped weights (1 steps): fold 0 1 steps" in text
+    other = {**scores, "folds": [{**fold, "stages": fold["stages"] * 2}]}
+    assert "another recipe than the shipped weights (1 steps): fold 0 1 + 1 steps" in model_card.card(
+        content, "", "", other
+    )
+
+
+def test_arms_of_table_3_differ_in_lambda_alone(trained, tmp_path):
+    add_case(trained / "store", "p3", *phantom(3, 32))
+    base = config(trained / "store", tmp_path, fold=0, folds=str(trained / "folds.json"), epochs=1)
+    arms = [dataclasses.asdict(table3.arm_config(base, ["p1"], arm, 2)) for arm in table3.ARMS]
+    assert {key for key in arms[0] if arms[0][key] != arms[1][key]} == {"lambda_", "out"}
+    assert arms[0]["seed"] == 2 and arms[0]["without_labels"] == "p0,p3" and arms[0]["lambda_"] == 0.5
+    with pytest.raises(ValueError, match="no labels to train on of p0"):
+        table3.arm_config(base, ["p0"], "with_unlabelled", 0)
+    dsc, data = table3.final_dsc(table3.arm_config(base, ["p1"], "with_unlabelled", 0))
+    assert len(dsc) == 12 and data["labelled"] == ["p1"] and data["unlabelled"] == ["p2", "p3"]
