@@ -1,0 +1,195 @@
+"""Names of cases and masks, and every wrong use that must be refused before any work."""
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from app.cases import Case, UsageError, case_name, find_cases, shard
+
+
+def touch(folder, *names):
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        (folder / name).touch()
+    return folder
+
+
+def names(cases):
+    return [case.name for case in cases]
+
+
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [
+        ("FLARE22_Tr_0001_0000.nii.gz", "FLARE22_Tr_0001"),
+        ("X_0000.nii.gz", "X"),
+        ("X.nii.gz", "X"),
+        ("X.nii", "X"),
+        ("X_0000.mha", "X"),
+        ("X.nrrd", "X"),
+        ("X_0000.NII.GZ", "X"),
+        ("X.Nii", "X"),
+        ("X.mhd", "X"),
+        ("X_0000_0000.nii.gz", "X_0000"),
+        ("X_0001.nii.gz", "X_0001"),
+        ("X.seg.nii.gz", "X.seg"),
+        ("a b.nii.gz", "a b"),
+        ("_0000.nii.gz", "_0000"),
+        (".nii.gz", ".nii.gz"),
+        ("notes.txt", "notes.txt"),
+        ("X.gz", "X.gz"),
+    ],
+)
+def test_name_of_a_case(file, name):
+    assert case_name(Path("in") / file) == name
+
+
+def test_a_folder_gives_its_cases_in_order(tmp_path):
+    kinds = ["d.NRRD", "b_0000.nii", "a_0000.nii.gz", "c.mha", "E.nii.gz", "f.mhd", "g.dcm"]
+    folder = touch(tmp_path / "in", *kinds, "notes.txt", ".hidden_0000.nii.gz", "._a_0000.nii.gz", "a.json", "x.gz")
+    cases = find_cases([folder], tmp_path / "out")
+    assert names(cases) == ["E", "a", "b", "c", "d", "f", "g"]
+    assert cases[1] == Case("a", folder / "a_0000.nii.gz", tmp_path / "out" / "a.nii.gz")
+    assert all(case.mask == tmp_path / "out" / f"{case.name}.nii.gz" for case in cases)
+
+
+def test_folders_are_not_searched_below(tmp_path):
+    folder = touch(tmp_path / "in", "a.nii.gz")
+    touch(folder / "more", "b.nii.gz")
+    assert names(find_cases([folder], tmp_path)) == ["a"]
+
+
+def test_a_file_that_is_named_is_a_case_whatever_it_is(tmp_path):
+    folder = touch(tmp_path / "in", "notes.txt", ".hidden.nii.gz")
+    (folder / "dangling.nii.gz").symlink_to("nowhere")
+    (folder / "loop.nii.gz").symlink_to("loop.nii.gz")
+    given = [folder / name for name in ("notes.txt", ".hidden.nii.gz", "dangling.nii.gz", "loop.nii.gz")]
+    assert names(find_cases(given, tmp_path)) == [".hidden", "dangling", "loop", "notes.txt"]
+
+
+def test_a_link_that_leads_nowhere_is_not_passed_over(tmp_path):
+    folder = touch(tmp_path / "in", "a.nii.gz")
+    (folder / "b_0000.nii.gz").symlink_to("nowhere")
+    assert names(find_cases([folder], tmp_path)) == ["a", "b"]
+
+
+def test_files_and_folders_together(tmp_path):
+    one, two = touch(tmp_path / "one", "a.nii.gz"), touch(tmp_path / "two", "b.nii.gz", "c.nii.gz")
+    assert names(find_cases([two / "b.nii.gz", one], tmp_path)) == ["a", "b"]
+
+
+def test_one_file_named_twice_is_one_case(tmp_path, monkeypatch):
+    folder = touch(tmp_path / "in", "a.nii.gz")
+    monkeypatch.chdir(tmp_path)
+    assert names(find_cases([folder, folder / "a.nii.gz", Path("in/a.nii.gz"), Path("in")], tmp_path)) == ["a"]
+
+
+def usage_error(inputs, outputs):
+    with pytest.raises(UsageError) as caught:
+        find_cases(inputs, outputs)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_an_empty_folder_is_refused_with_the_likely_cause(tmp_path):
+    folder = touch(tmp_path / "in", "notes.txt", ".hidden.nii.gz")
+    message = usage_error([folder], tmp_path)
+    assert message.startswith(f"no CT in {folder}: ")
+    assert "X_0000.nii.gz" in message
+    assert "`-v inputs:/workspace/inputs` makes an empty named volume" in message
+    assert '-v "$PWD/inputs":/workspace/inputs' in message
+
+
+def test_an_empty_folder_among_others_is_refused_too(tmp_path):
+    full, empty = touch(tmp_path / "full", "a.nii.gz"), touch(tmp_path / "empty")
+    assert str(empty) in usage_error([full, empty], tmp_path)
+
+
+def test_a_missing_input_is_named(tmp_path):
+    assert f"{tmp_path / 'nothing'} does not exist" in usage_error([tmp_path / "nothing"], tmp_path)
+
+
+def test_a_name_too_long_for_the_file_system_is_named(tmp_path):
+    assert "aaa" in usage_error([tmp_path / ("a" * 300)], tmp_path)
+
+
+def test_a_mask_name_too_long_leaves_the_error_to_its_case(tmp_path):
+    long = "a" * 250 + ".nii"
+    assert names(find_cases([touch(tmp_path / "in", long, "b.nii")], tmp_path)) == ["a" * 250, "b"]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read every folder")
+def test_a_folder_that_may_not_be_read_is_named(tmp_path):
+    folder = touch(tmp_path / "in", "a.nii.gz")
+    folder.chmod(0)
+    message = usage_error([folder], tmp_path)
+    folder.chmod(0o700)
+    assert message == f"{folder}: Permission denied"
+
+
+def test_a_folder_that_cannot_be_read_is_named(tmp_path, monkeypatch):
+    def iterdir(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "iterdir", iterdir)
+    assert usage_error([tmp_path], tmp_path) == f"{tmp_path}: Permission denied"
+
+
+@pytest.mark.parametrize(
+    "pair", [("X_0000.nii.gz", "X.nii.gz"), ("X.nii.gz", "X.nii"), ("X.NII.GZ", "X.nii.gz"), ("X.mha", "X_0000.nrrd")]
+)
+def test_two_inputs_of_one_mask_are_refused(tmp_path, pair):
+    message = usage_error([touch(tmp_path / "in", "a.nii.gz", *pair)], tmp_path / "out")
+    assert all(name in message for name in pair)
+    assert "would both write X.nii.gz" in message
+
+
+def test_two_folders_with_one_name_are_refused(tmp_path):
+    folders = [touch(tmp_path / name, "X_0000.nii.gz") for name in ("one", "two")]
+    assert "would both write X.nii.gz" in usage_error(folders, tmp_path / "out")
+
+
+def test_a_mask_never_replaces_its_input(tmp_path, monkeypatch):
+    folder = touch(tmp_path / "in", "X.nii.gz")
+    assert "the mask of" in usage_error([folder], folder)
+    (tmp_path / "link").symlink_to(folder)
+    assert "the mask of" in usage_error([folder], tmp_path / "link")
+    monkeypatch.chdir(folder)
+    assert "the mask of" in usage_error([folder], Path("."))
+
+
+def test_masks_beside_inputs_of_other_names(tmp_path):
+    folder = touch(tmp_path / "in", "X_0000.nii.gz", "Y.nii")
+    assert [case.mask.name for case in find_cases([folder], folder)] == ["X.nii.gz", "Y.nii.gz"]
+
+
+# Shards
+
+
+CASES = [Case(f"{number:03}", Path(f"{number}.nii.gz"), Path("out")) for number in range(23)]
+
+
+@given(st.integers(0, len(CASES)), st.integers(1, 40))
+def test_shards_hold_every_case_once(count, shards):
+    parts = [shard(CASES[:count], f"{k}/{shards}") for k in range(shards)]
+    assert sorted(case.name for part in parts for case in part) == names(CASES[:count])
+    sizes = [len(part) for part in parts]
+    assert max(sizes) - min(sizes) <= 1
+    assert all(part == sorted(part, key=lambda case: case.name) for part in parts)
+
+
+def test_every_nth_case():
+    assert names(shard(CASES[:7], "1/3")) == ["001", "004"]
+    assert shard(CASES, "0/1") == CASES
+
+
+@pytest.mark.parametrize(
+    "text", ["3/3", "-1/3", "1", "/", "1/", "/3", "0/0", "a/b", "1/3/5", "1.0/3", "", " 1/3", "1/-3"]
+)
+def test_another_form_is_refused(text):
+    with pytest.raises(UsageError, match=r"--shard takes K/N with K = 0 \.\. N-1") as caught:
+        shard(CASES, text)
+    assert str(caught.value).endswith(f"got {text}")

@@ -1,0 +1,113 @@
+"""run.json: whole at every moment, in a folder of its own, and proof enough to skip a case."""
+
+import errno
+import json
+import logging
+import os
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from app import record as module
+from app.record import RunRecord, file_sha256, finished_masks
+
+
+def entry(name, status="done", **sums):
+    return {"name": name, "status": status, "input_sha256": "i", "mask_sha256": "m", **sums}
+
+
+def recorded(folder):
+    return json.loads((folder / "run.json").read_text())
+
+
+def test_runs_never_share_a_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(module.time, "strftime", lambda *_: "20260102T030405Z")  # all in one second
+    with ThreadPoolExecutor(8) as threads:
+        folders = list(threads.map(lambda _: RunRecord(tmp_path / "out").folder, range(40)))
+    assert len(set(folders)) == 40
+    assert all(folder.parent == tmp_path / "out" / "logs" for folder in folders)
+    assert tmp_path / "out" / "logs" / "20260102T030405Z" in folders
+
+
+def test_the_record_after_each_case(tmp_path):
+    record = RunRecord(tmp_path)
+    for count, status in enumerate(("done", "failed", "skipped", "done"), start=1):
+        record.add_case(entry(str(count), status))
+        assert recorded(record.folder)["cases"] == record.content["cases"]
+        assert len(record.content["cases"]) == count
+    assert [record.count(status) for status in ("done", "failed", "skipped")] == [2, 1, 1]
+    assert recorded(record.folder)["exit_status"] is None  # a killed run's record says so
+    assert [path.name for path in record.folder.iterdir()] == ["run.json"]
+
+
+def test_a_record_that_cannot_be_written_is_said_once_and_the_one_before_stands(tmp_path, monkeypatch, caplog):
+    record = RunRecord(tmp_path)
+    record.add_case(entry("a"))
+    replace = os.replace
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    caplog.set_level(logging.ERROR)
+    monkeypatch.setattr(module.os, "replace", full)
+    record.add_case(entry("b"))
+    record.add_case(entry("c"))
+    assert record.write() is False
+    assert [case["name"] for case in recorded(record.folder)["cases"]] == ["a"]
+    assert [path.name for path in record.folder.iterdir()] == ["run.json"]
+    assert caplog.messages == [f"{record.folder}: the record of this run cannot be written: No space left on device"]
+    monkeypatch.setattr(module.os, "replace", replace)
+    assert record.write() is True
+    assert [case["name"] for case in recorded(record.folder)["cases"]] == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("broken", ["file", "link"])
+def test_an_outputs_folder_that_cannot_be_made_is_an_error(tmp_path, broken):
+    if broken == "file":
+        (tmp_path / "out").touch()
+    else:
+        (tmp_path / "out").symlink_to("nowhere")
+    with pytest.raises(OSError):
+        RunRecord(tmp_path / "out")
+
+
+def test_names_of_any_bytes_can_be_recorded(tmp_path):
+    record = RunRecord(tmp_path)
+    record.add_case(entry("a\udcff\n\u00e9"))
+    assert recorded(record.folder)["cases"][0]["name"] == "a\udcff\n\u00e9"
+
+
+def test_what_is_finished(tmp_path):
+    for weights, cases in (("w1", [entry("a"), entry("b", "failed")]), ("w2", [entry("a", mask_sha256="m2")])):
+        record = RunRecord(tmp_path)
+        record.content["weights"] = {"sha256": weights}
+        for case in cases:
+            record.add_case(case)
+    assert finished_masks(tmp_path) == {"a": {("i", "w1", "m"), ("i", "w2", "m2")}}
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[]", b"null", b'{"cases": 3}', b'{"cases": [{"status": "done"}]}', b"\xff\xfe\x00"]
+)
+def test_a_damaged_record_proves_nothing_and_hides_nothing(tmp_path, content):
+    record = RunRecord(tmp_path)
+    record.content["weights"] = {"sha256": "w"}
+    record.add_case(entry("a"))
+    (tmp_path / "logs" / "broken").mkdir()
+    (tmp_path / "logs" / "broken" / "run.json").write_bytes(content)
+    (tmp_path / "logs" / "folder" / "run.json").mkdir(parents=True)
+    assert finished_masks(tmp_path) == {"a": {("i", "w", "m")}}
+
+
+def test_no_runs_yet(tmp_path):
+    assert finished_masks(tmp_path / "nothing") == {}
+
+
+def test_sha256_of_a_file(tmp_path):
+    (tmp_path / "abc").write_bytes(b"abc")
+    # FIPS 180-2, appendix B.1
+    assert file_sha256(tmp_path / "abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    (tmp_path / "long").write_bytes(b"a" * 1_000_000)  # B.3
+    assert file_sha256(tmp_path / "long") == "cdc76e5c9914fb9281a1c7e284d73e67f1809a48a497200e046d39ccc7112cd0"
+    assert file_sha256(tmp_path / "nothing") is None
+    assert file_sha256(tmp_path) is None
