@@ -427,7 +427,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--command", metavar="CMD", help='a bare command instead, e.g. "python -m app"; --inputs, --outputs are added')
     add("--gpu", type=int, default=0, metavar="N", help="number of the card, nvidia-smi's (default: %(default)s)")
     add("--idle-s", type=float, default=IDLE_S, metavar="S", help="how long to watch the idle machine (default: 5)")
-    arguments = parser.parse_args(argv)
+    arguments = parser.parse_intermixed_args(argv)
     if (arguments.image is None) == (arguments.command is None):
         parser.error("give either IMAGE or --command, then INPUTS and OUTPUTS")
     if not arguments.idle_s > 0:
