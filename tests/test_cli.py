@@ -1,0 +1,596 @@
+"""The command line: what is done, said and left behind when all goes well, and when nothing does."""
+
+import contextlib
+import fcntl
+import gzip
+import json
+import os
+import pty
+import re
+import signal
+import subprocess
+import sys
+import termios
+import time
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+import app.__main__ as module
+from app.__main__ import main
+from app.volume import read_volume
+from tests.scans import mask_array, save_ct, save_weights, smooth_hu
+
+ROOT = Path(__file__).resolve().parents[1]
+DATED = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d (INFO|WARNING|ERROR) ")
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """(inputs with cases a, b and c; outputs, not there yet)."""
+    for seed, name in enumerate("abc"):
+        save_ct(tmp_path / "in" / f"{name}_0000.nii.gz", smooth_hu(seed=seed))
+    return tmp_path / "in", tmp_path / "out"
+
+
+def records(outputs):
+    """Every run.json, oldest first."""
+    return [json.loads(path.read_text()) for path in sorted(outputs.glob("logs/*/run.json"), key=os.path.getmtime)]
+
+
+def statuses(record):
+    return {case["name"]: case["status"] for case in record["cases"]}
+
+
+def messages(stderr):
+    lines = stderr.splitlines()
+    assert all(DATED.match(line) for line in lines), stderr
+    return [DATED.sub("", line) for line in lines]
+
+
+def masks(outputs):
+    """Names of all that may be taken for a mask, at any depth; nothing else that is hidden or half-written."""
+    files = [path for path in outputs.rglob("*") if path.is_file()]
+    assert {path.name for path in files if path.parent == outputs} == {path.name for path in outputs.glob("*.nii.gz")}
+    assert not [path for path in files if "part" in path.name]
+    found = [path for path in files if ".nii" in path.name]
+    assert all(path.parent == outputs for path in found)
+    return sorted(path.name for path in found)
+
+
+def test_a_run(folders, run_app):
+    inputs, outputs = folders
+    outcome = run_app("--inputs", inputs, "--outputs", outputs)
+    assert outcome.status == 0
+    assert masks(outputs) == ["a.nii.gz", "b.nii.gz", "c.nii.gz"]
+    for name in "abc":
+        ct, mask = nib.load(inputs / f"{name}_0000.nii.gz"), nib.load(outputs / f"{name}.nii.gz")
+        assert mask.shape == ct.shape
+        assert np.array_equal(mask.affine, ct.affine)
+        assert mask.get_data_dtype() == np.uint8
+    (record,) = records(outputs)
+    assert record["exit_status"] == 0
+    assert statuses(record) == dict.fromkeys("abc", "done")
+    assert all(case["seconds"]["read"] >= 0 for case in record["cases"])
+    assert record["versions"]["torch"]
+    assert record["monitor"]["samples"] >= 2
+    (folder,) = (outputs / "logs").iterdir()
+    assert sorted(path.name for path in folder.iterdir()) == ["monitor.csv", "run.json"]
+    start, *cases, end = messages(outcome.stderr)
+    assert re.fullmatch(r"on .+, (bfloat16|float32), threads: \d+, weights [0-9a-f]{12}", start)
+    assert [re.sub(r"[\d.]+ s$", "T s", line) for line in cases] == [f"{name}: 3 slices in T s" for name in "abc"]
+    assert re.fullmatch(rf"3 done, 0 failed, 0 skipped in [\d.]+ s; masks in {outputs}, log in {folder}", end)
+
+
+def test_the_same_run_gives_the_same_masks_and_logs_of_its_own(folders, run_app):
+    inputs, outputs = folders
+    contents = []
+    for _ in range(2):
+        assert run_app("--inputs", inputs / "a_0000.nii.gz", "--outputs", outputs, "--quiet").status == 0
+        contents.append((outputs / "a.nii.gz").read_bytes())
+    assert contents[0] == contents[1]
+    first, second = records(outputs)
+    assert statuses(first) == statuses(second) == {"a": "done"}
+    assert len(list(outputs.glob("logs/*/monitor.csv"))) == 2
+
+
+def test_quiet_says_nothing_when_all_is_well(folders, run_app):
+    assert run_app("--inputs", folders[0], "--outputs", folders[1], "--quiet") == (0, "")
+
+
+def test_a_preview_of_each_mask(folders, run_app):
+    inputs, outputs = folders
+    assert run_app("--inputs", inputs / "a_0000.nii.gz", inputs / "b_0000.nii.gz", "--outputs", outputs,
+                   "--preview").status == 0  # fmt: skip
+    assert [path.name for path in sorted(outputs.rglob("*.png"))] == ["a.png", "b.png"]
+    assert masks(outputs) == ["a.nii.gz", "b.nii.gz"]
+
+
+def test_shards(folders, run_app):
+    inputs, outputs = folders
+    assert run_app("--inputs", inputs, "--outputs", outputs, "--shard", "1/2").status == 0
+    assert masks(outputs) == ["b.nii.gz"]
+    assert run_app("--inputs", inputs, "--outputs", outputs, "--shard", "0/2").status == 0
+    assert masks(outputs) == ["a.nii.gz", "b.nii.gz", "c.nii.gz"]
+
+
+def test_a_shard_with_nothing_to_do(folders, run_app):
+    inputs, outputs = folders
+    outcome = run_app("--inputs", inputs, "--outputs", outputs, "--shard", "3/4")
+    assert outcome.status == 0
+    assert "0 done, 0 failed, 0 skipped" in outcome.stderr
+
+
+def test_help(run_app, capfd):
+    with pytest.raises(SystemExit) as leaving:
+        main(["--help"])
+    assert leaving.value.code == 0
+    out, err = capfd.readouterr()
+    assert err == ""
+    assert "(default: /workspace/inputs)" in " ".join(out.split())
+    assert "PosixPath" not in out
+    assert "Exit status: 0 all done; 1 some case failed" in out
+
+
+# Bad input
+
+
+def bad_files(folder):
+    """name -> what its message must say"""
+    whole = (folder / "a_0000.nii.gz").read_bytes()
+    (folder / "cut_0000.nii.gz").write_bytes(whole[: len(whole) // 2])
+    flipped = bytearray(whole)
+    flipped[-6] ^= 1
+    (folder / "flipped_0000.nii.gz").write_bytes(flipped)
+    (folder / "empty_0000.nii.gz").touch()
+    (folder / "text_0000.nii.gz").write_text("not a scan")
+    (folder / "folder_0000.nii.gz").mkdir()
+    (folder / "link_0000.nii.gz").symlink_to("nowhere")
+    (folder / "two\nlines_0000.nii.gz").touch()
+    nib.save(nib.Nifti1Image(np.zeros((4, 4), np.int16), np.eye(4)), folder / "flat_0000.nii.gz")
+    (folder / "pair_0000.mhd").touch()
+    save_ct(folder / "wide_0000.nii", affine=np.diag([90.0, 90, 5, 1]))
+    return {
+        "cut": "truncated",
+        "flipped": "damaged gzip stream",
+        "empty": "an empty file",
+        "text": "damaged gzip stream",
+        "folder": "a folder, not a file",
+        "link": "a link to a file that is not there",
+        "two\nlines": "an empty file",
+        "flat": "2",
+        "pair": "one part of an image in two files",
+        "wide": "slices 5760 mm wide",
+    }
+
+
+def test_bad_files_among_good_ones(folders, run_app):
+    inputs, outputs = folders
+    causes = bad_files(inputs)
+    outcome = run_app("--inputs", inputs, "--outputs", outputs)
+    assert outcome.status == 1
+    assert masks(outputs) == ["a.nii.gz", "b.nii.gz", "c.nii.gz"]
+    (record,) = records(outputs)
+    assert record["exit_status"] == 1
+    assert statuses(record) == dict.fromkeys("abc", "done") | dict.fromkeys(causes, "failed")
+    said = messages(outcome.stderr)  # every line dated: no traceback, no line of another program
+    for case in record["cases"]:
+        if case["status"] == "failed":
+            assert causes[case["name"]] in case["error"]
+            assert "\n" not in case["error"]
+            about = [line for line in said if f"{case['name'].replace(chr(10), chr(92) + 'n')}_0000" in line]
+            assert len(about) == 1, case["name"]
+            assert causes[case["name"]] in about[0]
+    assert re.match(r"3 done, 10 failed, 0 skipped", said[-1])
+
+
+def test_a_bad_file_alone_with_quiet(folders, run_app):
+    inputs, outputs = folders
+    (inputs / "bad.nii").touch()
+    outcome = run_app("--inputs", inputs / "bad.nii", "--outputs", outputs, "--quiet")
+    assert outcome.status == 1
+    error, summary = messages(outcome.stderr)
+    assert error == f"'{inputs / 'bad.nii'}': an empty file"
+    assert summary.startswith("0 done, 1 failed, 0 skipped")
+
+
+def test_debug_gives_a_traceback(folders, run_app):
+    inputs, outputs = folders
+    (inputs / "bad.nii").touch()
+    outcome = run_app("--inputs", inputs / "bad.nii", "--outputs", outputs, "--debug")
+    assert outcome.status == 1
+    assert "Traceback (most recent call last):" in outcome.stderr
+    assert re.search(r"^app\.\w+\.InputError: .*an empty file$", outcome.stderr, re.MULTILINE)
+    outcome = run_app("--inputs", inputs, "--outputs", outputs, "--weights", inputs / "none.pt", "--debug")
+    assert outcome.status == 2
+    assert "Traceback (most recent call last):" in outcome.stderr
+
+
+def test_doubts_are_warnings(folders, run_app):
+    inputs, outputs = folders
+    ct = save_ct(inputs / "picture.nii", smooth_hu().clip(0, 255))
+    outcome = run_app("--inputs", ct, "--outputs", outputs, "--quiet")
+    assert outcome.status == 0
+    (warning,) = messages(outcome.stderr)
+    assert warning.startswith(f"{ct}: values from 0 to 255")
+    assert records(outputs)[0]["cases"][0]["warnings"] == [warning.removeprefix(f"{ct}: ")]
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (ValueError("some\nthing"), "ValueError: some"),
+        (MemoryError(), "not enough memory"),
+        (KeyError(), "KeyError: no reason given"),
+        (OSError(5, "Input/output error"), "Input/output error"),
+    ],
+)
+def test_whatever_happens_to_a_case_the_others_are_done(folders, run_app, monkeypatch, error, said):
+    inputs, outputs = folders
+    from app import pipeline
+
+    segment_case = pipeline.segment_case
+
+    def fails(case, *arguments):
+        if case.name == "b":
+            raise error
+        return segment_case(case, *arguments)
+
+    monkeypatch.setattr(pipeline, "segment_case", fails)
+    outcome = run_app("--inputs", inputs, "--outputs", outputs)
+    assert outcome.status == 1
+    assert masks(outputs) == ["a.nii.gz", "c.nii.gz"]
+    (message,) = (line for line in messages(outcome.stderr) if said in line)
+    assert str(inputs / "b_0000.nii.gz") in message or isinstance(error, OSError)
+
+
+def test_inputs_that_vanish_or_change_while_the_run_goes_on(folders, run_app, monkeypatch):
+    inputs, outputs = folders
+
+    def read_and_change(path):
+        volume = read_volume(path)
+        if path.name.startswith("a"):
+            (inputs / "b_0000.nii.gz").unlink()
+            save_ct(inputs / "c_0000.nii.gz", smooth_hu(seed=9))
+        return volume
+
+    monkeypatch.setattr(module, "read_volume", read_and_change)
+    outcome = run_app("--inputs", inputs, "--outputs", outputs)
+    assert outcome.status == 1
+    (record,) = records(outputs)
+    assert statuses(record) == {"a": "done", "b": "failed", "c": "done"}
+    assert "no such file" in record["cases"][1]["error"]
+
+
+# Wrong use
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--shard", "4/4"], "--shard takes K/N with K = 0 .. N-1"),
+        (["--inputs", "{tmp}/nothing"], "{tmp}/nothing does not exist"),
+        (["--inputs", "{tmp}"], "no CT in {tmp}"),
+        (["--inputs", "{tmp}/in", "{tmp}/twin"], "would both write a.nii.gz"),
+        (["--outputs", "{tmp}/in/a_0000.nii.gz"], "cannot write to the outputs folder {tmp}/in/a_0000.nii.gz"),
+        (["--outputs", "{tmp}/link"], "cannot write to the outputs folder {tmp}/link"),
+        (["--weights", "{tmp}/none.pt"], "{tmp}/none.pt: cannot read the weights: No such file"),
+        (["--weights", "{tmp}/in/a_0000.nii.gz"], "not a weights file of this program"),
+        (["--device", "tpu"], "invalid choice: 'tpu'"),
+        (["--gpu-budget-mib", "0"], "invalid positive int value: '0'"),
+        (["--gpu-budget-mib", "1.5"], "invalid positive int value: '1.5'"),
+        (["--monitor-interval-s", "-1"], "invalid positive float value: '-1'"),
+        (["--monitor-interval-s", "nan"], "invalid positive float value: 'nan'"),
+        (["--monitor-interval-s", "inf"], "invalid positive float value: 'inf'"),
+        (["--inputs"], "expected at least one argument"),
+        (["--nonsense"], "unrecognized arguments: --nonsense"),
+    ],
+)
+def test_wrong_use_is_said_and_nothing_is_done(folders, run_app, tmp_path, arguments, said):
+    inputs, outputs = folders
+    (tmp_path / "link").symlink_to("nowhere/at/all")
+    save_ct(tmp_path / "twin" / "a.nii")
+    given = [argument.format(tmp=tmp_path) for argument in arguments]
+    for option, value in (("--inputs", inputs), ("--outputs", outputs)):
+        given += [] if option in given else [option, value]
+    outcome = run_app(*given)
+    assert outcome.status == 2
+    assert said.format(tmp=tmp_path) in outcome.stderr
+    assert "Traceback" not in outcome.stderr
+    assert sorted(tmp_path.rglob("*.nii.gz")) == [inputs / f"{name}_0000.nii.gz" for name in "abc"]
+
+
+def test_cuda_that_cannot_be_used_is_wrong_use(folders, run_app, monkeypatch):
+    from app import device
+
+    monkeypatch.setattr(device, "_cuda_problem", lambda: "the driver is too old")
+    outcome = run_app("--inputs", folders[0], "--outputs", folders[1], "--device", "cuda")
+    assert outcome.status == 2
+    assert messages(outcome.stderr) == ["--device cuda: the driver is too old"]
+    assert masks(folders[1]) == []
+    assert records(folders[1])[0]["exit_status"] == 2
+
+
+def test_a_card_that_cannot_be_used_is_a_warning_and_the_cpu_goes_on(folders, run_app, monkeypatch):
+    from app import device
+
+    monkeypatch.setattr(device, "_cuda_problem", lambda: "the driver is too old")
+    monkeypatch.setattr(device, "_has_nvidia_card", lambda: True)
+    outcome = run_app("--inputs", folders[0] / "a_0000.nii.gz", "--outputs", folders[1], "--device", "auto", "--quiet")
+    assert outcome.status == 0
+    (warning,) = messages(outcome.stderr)
+    assert warning == "THE GPU IS NOT USED: the driver is too old. Going on, slower, on the CPU."
+    assert records(folders[1])[0]["cases"][0]["device"] == "cpu"
+
+
+def test_threads_of_the_user_are_not_exceeded(folders, run_app):
+    import torch
+
+    assert run_app("--inputs", folders[0] / "a_0000.nii.gz", "--outputs", folders[1]).status == 0
+    assert records(folders[1])[0]["threads"] == torch.get_num_threads() == int(os.environ["OMP_NUM_THREADS"])
+
+
+# Going on where a run stopped
+
+
+def test_resume_does_what_is_not_done(folders, run_app, tmp_path):
+    inputs, outputs = folders
+
+    def resume(*more):
+        assert run_app("--inputs", inputs, "--outputs", outputs, "--resume", *more).status == 0
+        return statuses(records(outputs)[-1])
+
+    assert resume() == dict.fromkeys("abc", "done")
+    times = {path: path.stat().st_mtime_ns for path in outputs.glob("*.nii.gz")}
+    assert resume() == dict.fromkeys("abc", "skipped")
+    assert times == {path: path.stat().st_mtime_ns for path in outputs.glob("*.nii.gz")}
+
+    (outputs / "a.nii.gz").unlink()
+    save_ct(inputs / "b_0000.nii.gz", smooth_hu(seed=7))  # another scan under the old name
+    assert resume() == {"a": "done", "b": "done", "c": "skipped"}
+
+    mask = outputs / "c.nii.gz"
+    content = bytearray(mask.read_bytes())
+    content[-1] ^= 1
+    mask.write_bytes(content)
+    assert resume() == {"a": "skipped", "b": "skipped", "c": "done"}
+    assert mask.read_bytes() != content
+    assert resume() == dict.fromkeys("abc", "skipped")
+
+    assert resume("--weights", save_weights(tmp_path / "other.pt", seed=1)) == dict.fromkeys("abc", "done")
+    assert resume() == dict.fromkeys("abc", "done")  # the masks are the other weights' now
+
+
+def test_a_mask_without_a_record_is_made_again(folders, run_app):
+    inputs, outputs = folders
+    assert run_app("--inputs", inputs, "--outputs", outputs).status == 0
+    (folder,) = (outputs / "logs").iterdir()
+    (folder / "run.json").unlink()
+    assert run_app("--inputs", inputs, "--outputs", outputs, "--resume").status == 0
+    assert statuses(records(outputs)[-1]) == dict.fromkeys("abc", "done")
+
+
+def test_without_resume_masks_are_replaced_atomically(folders, run_app):
+    inputs, outputs = folders
+    outputs.mkdir()
+    (outputs / "a.nii.gz").write_bytes(b"an older mask")
+    with (outputs / "a.nii.gz").open("rb") as held:
+        assert run_app("--inputs", inputs / "a_0000.nii.gz", "--outputs", outputs).status == 0
+        assert held.read() == b"an older mask"  # a reader of the old one is not disturbed
+    assert mask_array(outputs / "a.nii.gz").shape == (64, 64, 3)
+
+
+def test_a_failed_case_leaves_an_older_mask_alone(folders, run_app):
+    inputs, outputs = folders
+    outputs.mkdir()
+    (outputs / "bad.nii.gz").write_bytes(b"an older mask")
+    (inputs / "bad_0000.nii.gz").touch()
+    assert run_app("--inputs", inputs / "bad_0000.nii.gz", "--outputs", outputs).status == 1
+    assert (outputs / "bad.nii.gz").read_bytes() == b"an older mask"
+
+
+def test_what_a_killed_run_left_is_cleared_away(folders, run_app):
+    inputs, outputs = folders
+    outputs.mkdir()
+    (outputs / ".mask-0123456789abcdef.partial").write_bytes(b"half a mask")
+    assert run_app("--inputs", inputs / "a_0000.nii.gz", "--outputs", outputs).status == 0
+    assert [path.name for path in outputs.iterdir() if path.name.startswith(".")] == []
+
+
+# Disks
+
+
+def test_a_record_that_cannot_be_written_midway_loses_no_case(folders, run_app, monkeypatch):
+    inputs, outputs = folders
+    replace, calls = os.replace, []
+
+    def full_at_first(source, target):
+        calls.append(Path(target).name)
+        if calls.count("run.json") == 1 and calls[-1] == "run.json":
+            raise OSError(28, "No space left on device")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", full_at_first)
+    outcome = run_app("--inputs", inputs, "--outputs", outputs)
+    assert outcome.status == 0  # and the record is whole in the end
+    assert masks(outputs) == ["a.nii.gz", "b.nii.gz", "c.nii.gz"]
+    assert len([line for line in messages(outcome.stderr) if "record of this run cannot be written" in line]) == 1
+    assert statuses(records(outputs)[0]) == dict.fromkeys("abc", "done")
+
+
+def fill(disk):
+    """Take all space of a small disk; returns the file that does."""
+    with (disk / "filler").open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        while file.write(bytes(1024)):
+            pass
+    return disk / "filler"
+
+
+def test_a_full_disk_under_the_logs_loses_no_mask(folders, run_app, small_disk):
+    inputs, outputs = folders
+    disk = small_disk(64)
+    outputs.mkdir()
+    (outputs / "logs").symlink_to(disk)
+    fill(disk)
+    outcome = run_app("--inputs", inputs, "--outputs", outputs, "--preview")
+    assert outcome.status == 1
+    assert sorted(path.name for path in outputs.glob("*.nii.gz")) == ["a.nii.gz", "b.nii.gz", "c.nii.gz"]
+    assert all(mask_array(path).shape == (64, 64, 3) for path in outputs.glob("*.nii.gz"))
+    said = messages(outcome.stderr)
+    assert len([line for line in said if "record of this run cannot be written: No space left on device" in line]) == 1
+    assert said[-1].startswith("3 done, 0 failed")
+
+
+def test_a_full_disk_under_the_masks_fails_its_cases_in_words(folders, run_app, small_disk, tmp_path):
+    disk = small_disk(64)
+    (tmp_path / "logs").mkdir()
+    (disk / "logs").symlink_to(tmp_path / "logs")
+    filler = fill(disk)
+    outcome = run_app("--inputs", folders[0], "--outputs", disk)
+    assert outcome.status == 1
+    errors = [line for line in messages(outcome.stderr) if "cannot be written: No space left on device" in line]
+    assert [str(disk / f"{name}.nii.gz") in line for name, line in zip("abc", errors, strict=True)] == [True] * 3
+    assert sorted(path.name for path in disk.iterdir()) == ["filler", "logs"]
+    filler.unlink()
+    assert run_app("--inputs", folders[0], "--outputs", disk, "--resume").status == 0
+    assert masks(disk) == ["a.nii.gz", "b.nii.gz", "c.nii.gz"]
+
+
+def test_a_read_only_outputs_folder_is_wrong_use(folders, run_app, small_disk):
+    disk = small_disk(64)
+    subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+    outcome = run_app("--inputs", folders[0], "--outputs", disk)
+    assert outcome.status == 2
+    assert outcome.stderr == f"error: cannot write to the outputs folder {disk}: Read-only file system\n"
+
+
+# Signals, in a process of its own
+
+
+def command(*arguments, weights):
+    given = [str(argument) for argument in arguments]
+    return [sys.executable, "-m", "app", *given, "--device", "cpu", "--weights", str(weights)]
+
+
+def many(folder, count, slices):
+    """Cases enough that a run can be stopped in their midst."""
+    for number in range(count):
+        save_ct(folder / f"case{number}_0000.nii.gz", smooth_hu((slices, 64, 64), seed=number))
+    return folder
+
+
+def wait_for(condition, seconds=60):
+    deadline_s = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline_s, "waited in vain"
+        time.sleep(0.02)
+
+
+def assert_stopped_well(outputs, status, word):
+    whole = [path for path in outputs.glob("*.nii.gz") if mask_array(path).shape == (64, 64, 60)]
+    assert 0 < len(whole) < 8
+    assert masks(outputs) == sorted(path.name for path in whole)  # no half-written one, no temporary
+    (record,) = records(outputs)
+    assert record["exit_status"] == status
+    assert {f"{case['name']}.nii.gz" for case in record["cases"]} == set(masks(outputs))
+    assert record["monitor"]["samples"] > 0
+    (csv,) = outputs.glob("logs/*/monitor.csv")
+    lines = csv.read_text().splitlines()
+    assert len(lines) == record["monitor"]["samples"] + 1  # closed, the last row whole
+    assert lines[-1].count(",") == lines[0].count(",")
+
+
+def test_sigterm_in_the_midst_and_resume(tmp_path, weights_path, run_app):
+    inputs, outputs = many(tmp_path / "in", 8, 60), tmp_path / "out"
+    run = command("--inputs", inputs, "--outputs", outputs, "--monitor-interval-s", "0.05", weights=weights_path)
+    with subprocess.Popen(run, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+        wait_for((outputs / "case1.nii.gz").exists)
+        process.send_signal(signal.SIGTERM)
+        _, stderr = process.communicate(timeout=30)
+    assert process.returncode == 143
+    assert_stopped_well(outputs, 143, "SIGTERM")
+    assert messages(stderr)[-1] == "stopped by SIGTERM"
+    before = set(masks(outputs))
+    assert run_app("--inputs", inputs, "--outputs", outputs, "--resume").status == 0
+    after = statuses(records(outputs)[-1])
+    assert {f"{name}.nii.gz" for name, status in after.items() if status == "skipped"} == before
+    assert len(masks(outputs)) == 8
+
+
+def test_ctrl_c_on_a_terminal(tmp_path, weights_path):
+    inputs, outputs = many(tmp_path / "in", 8, 60), tmp_path / "out"
+    master, slave = pty.openpty()
+    process = subprocess.Popen(
+        command("--inputs", inputs, "--outputs", outputs, weights=weights_path),
+        cwd=ROOT,
+        stdin=slave,
+        stderr=slave,
+        env=os.environ | {"TERM": "xterm"},
+        start_new_session=True,
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+    )
+    os.close(slave)
+    os.set_blocking(master, False)
+    shown = b""
+
+    def drawn(condition):
+        nonlocal shown
+        with contextlib.suppress(OSError):  # nothing new, or the other end is closed
+            shown += os.read(master, 1 << 16)
+        return condition()
+
+    wait_for(lambda: drawn((outputs / "case1.nii.gz").exists))
+    os.write(master, b"\x03")
+    wait_for(lambda: drawn(lambda: process.poll() is not None), 30)
+    drawn(lambda: True)
+    os.close(master)
+    assert process.returncode == 130
+    assert_stopped_well(outputs, 130, "Ctrl-C")
+    text = shown.decode()
+    assert re.search(r"\r\x1b\[K\[1/8\] \.{24}  0:00:\d\d  reading", text)
+    assert re.search(r"\r\x1b\[K\[2/8\] #+\.+  0:00:\d\d  slice \d+/60  case1", text)
+    assert "Traceback" not in text
+    assert DATED.sub("", text.replace("\r\n", "\n").rsplit("\r\x1b[K", 1)[1]).strip() == "stopped by Ctrl-C"
+
+
+def test_sigterm_does_not_wait_for_a_ct_that_is_still_being_read(tmp_path, weights_path):
+    inputs, outputs = many(tmp_path / "in", 1, 1), tmp_path / "out"
+    script = (
+        "import runpy, sys, time, app.volume\n"
+        "app.volume.read_volume = lambda path: time.sleep(60)\n"
+        "sys.argv = sys.argv[1:]\n"
+        "runpy.run_module('app', run_name='__main__', alter_sys=True)"
+    )
+    run = command("--inputs", inputs, "--outputs", outputs, weights=weights_path)
+    with subprocess.Popen([sys.executable, "-c", script, *run[2:]], cwd=ROOT, stderr=subprocess.PIPE) as process:
+        wait_for(lambda: list(outputs.glob("logs/*/monitor.csv")))
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=20)
+    assert process.returncode == 143
+    assert records(outputs)[0]["exit_status"] == 143
+
+
+def test_two_runs_on_one_outputs_folder(tmp_path, weights_path):
+    inputs, outputs = many(tmp_path / "in", 2, 3), tmp_path / "out"
+    runs = [
+        subprocess.Popen(
+            command("--inputs", inputs, "--outputs", outputs, "--quiet", weights=weights_path),
+            cwd=ROOT, stderr=subprocess.PIPE,
+        )
+        for _ in range(2)
+    ]  # fmt: skip
+    for run in runs:
+        assert run.communicate(timeout=60) == (None, b"")
+        assert run.returncode == 0
+    assert masks(outputs) == ["case0.nii.gz", "case1.nii.gz"]
+    assert [record["exit_status"] for record in records(outputs)] == [0, 0]
+
+
+def test_a_gzip_of_several_members_is_read(folders, run_app):
+    inputs, outputs = folders
+    raw = gzip.decompress((inputs / "a_0000.nii.gz").read_bytes())
+    (inputs / "d_0000.nii.gz").write_bytes(gzip.compress(raw[:1000]) + gzip.compress(raw[1000:]))
+    assert run_app("--inputs", inputs / "a_0000.nii.gz", inputs / "d_0000.nii.gz", "--outputs", outputs).status == 0
+    assert (outputs / "a.nii.gz").read_bytes() == (outputs / "d.nii.gz").read_bytes()

@@ -1,0 +1,213 @@
+"""A case from file to file: where every voxel ends up, whatever the orientation, spacing or size."""
+
+import itertools
+import logging
+from pathlib import Path
+from types import SimpleNamespace
+
+import nibabel as nib
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import torch
+from nibabel.orientations import apply_orientation, inv_ornt_aff, ornt_transform
+
+from app import pipeline as module
+from app.cases import Case
+from app.labels import ORGANS
+from app.monitor import ResourceMonitor
+from app.pipeline import segment_case
+from app.preprocess import clipped_statistics
+from app.resample import resample_in_plane
+from app.segment import Segmenter
+from app.volume import InputError, OutputError, read_volume
+from app.weights import load_weights
+from tests.scans import AFFINE, mask_array, save_ct, save_weights, smooth_hu
+
+EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "tcga_lihc_a3kf_art_0000.nii.gz"
+ORIENTATIONS = list(itertools.product(itertools.permutations(range(3)), itertools.product((1, -1), repeat=3)))
+
+
+class Thresholds:
+    """In place of the network: labels that follow from the HU alone, and a note of what it was given."""
+
+    device = torch.device("cpu")
+    weights = SimpleNamespace(spacing_mm=(0.5, 1.0))
+
+    def __call__(self, hu, statistics_hu, on_step):
+        self.hu, self.statistics_hu = hu, statistics_hu
+        on_step(len(hu))
+        return np.digitize(hu, [0, 100, 250]).astype(np.uint8)
+
+
+@pytest.fixture
+def run_case(tmp_path):
+    """Segment a CT file; returns the record and the mask's path."""
+
+    def run(ct, segmenter, preview=None, folder=None):
+        folder = folder or tmp_path / "out"
+        folder.mkdir(exist_ok=True)
+        case = Case("case", ct, folder / "case.nii.gz")
+        monitor = ResourceMonitor(tmp_path / f"{len(list(tmp_path.iterdir()))}.csv", device="cpu")
+        entry = segment_case(case, read_volume(ct), segmenter, monitor, lambda done, total: None, preview)
+        return entry, case.mask
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def small_segmenter(tmp_path_factory):
+    weights = save_weights(tmp_path_factory.mktemp("weights") / "w.pt", frame_px=32, spacing_mm=[0.1, 10.0])
+    return Segmenter(load_weights(weights), torch.device("cpu"), 2048)
+
+
+@pytest.fixture(scope="module")
+def mask_of_unturned(small_segmenter):
+    """The small volume (x, y, z) and its mask."""
+    hu = smooth_hu((2, 32, 24), seed=3)
+    labels = small_segmenter(hu, clipped_statistics(hu), lambda done: None)
+    module.remove_small_regions(labels)
+    assert len(np.unique(labels)) > 2
+    assert not np.array_equal(labels, labels[:, :, ::-1])
+    return hu.T, labels.T
+
+
+@pytest.mark.parametrize(("permutation", "signs"), ORIENTATIONS)
+def test_48_orientations_of_a_scan_give_one_mask(
+    tmp_path, run_case, small_segmenter, mask_of_unturned, permutation, signs
+):
+    hu, labels = mask_of_unturned
+    turned = ornt_transform([(0, 1), (1, 1), (2, 1)], np.column_stack([permutation, signs]))
+    affine = AFFINE @ inv_ornt_aff(turned, hu.shape)
+    ct = tmp_path / "ct.nii.gz"
+    nib.save(nib.Nifti1Image(apply_orientation(hu, turned), affine), ct)
+    _, mask = run_case(ct, small_segmenter)
+    assert np.array_equal(nib.load(mask).affine, nib.load(ct).affine)
+    assert np.array_equal(mask_array(mask), apply_orientation(labels, turned))
+    assert np.array_equal(nib.as_closest_canonical(nib.load(mask)).dataobj, labels)  # in world space
+
+
+def test_a_mirrored_patient_is_not_a_mirrored_header(tmp_path, run_case, small_segmenter, mask_of_unturned):
+    hu, labels = mask_of_unturned
+    ct = save_ct(tmp_path / "ct.nii.gz", np.ascontiguousarray(hu[::-1].T))  # the patient, not the header
+    _, mask = run_case(ct, small_segmenter)
+    assert not np.array_equal(mask_array(mask)[::-1], labels)  # the network does see the difference
+
+
+def test_the_shipped_example_at_full_size(tmp_path, run_app):
+    weights = save_weights(tmp_path / "weights.pt", frame_px=512)
+    assert run_app("--inputs", EXAMPLE, "--outputs", tmp_path / "out", "--weights", weights).status == 0
+    path = tmp_path / "out" / "tcga_lihc_a3kf_art.nii.gz"
+    ct, mask = nib.load(EXAMPLE), nib.load(path)
+    assert mask.shape == ct.shape
+    assert mask.get_data_dtype() == np.uint8
+    assert np.array_equal(mask.affine, ct.affine)
+    assert mask.header.get_zooms() == ct.header.get_zooms()
+    for kind in ("sform", "qform"):
+        (affine, code), (expected, expected_code) = (
+            getattr(image.header, f"get_{kind}")(coded=True) for image in (mask, ct)
+        )
+        assert code == expected_code
+        assert affine is expected is None or np.array_equal(affine, expected)
+    assert mask.header.get_xyzt_units() == ct.header.get_xyzt_units()
+    by_itk, ct_by_itk = sitk.ReadImage(path), sitk.ReadImage(EXAMPLE)
+    for get in ("GetSize", "GetSpacing", "GetOrigin", "GetDirection"):
+        assert getattr(by_itk, get)() == getattr(ct_by_itk, get)()
+    labels = np.unique(mask.dataobj)
+    assert set(labels) <= set(range(14))
+    assert len(labels) > 3
+
+
+def test_inside_the_range_slices_are_taken_as_they_are(tmp_path, run_case):
+    hu = smooth_hu((3, 40, 50))
+    for mm in (0.5, 0.7, 1.0):
+        segmenter = Thresholds()
+        ct = save_ct(tmp_path / f"{mm}.nii", hu, np.diag([mm, mm, 5, 1]))
+        entry, _ = run_case(ct, segmenter)
+        assert np.array_equal(segmenter.hu, hu)
+        assert entry["network_spacing_mm_yx"] == entry["spacing_mm_zyx"][1:] == pytest.approx([mm, mm])
+
+
+@pytest.mark.parametrize(
+    ("spacing_mm", "network_mm", "network_shape"),
+    [
+        ((3.0, 3.0), (1.0, 1.0), (2, 120, 90)),
+        ((0.25, 0.25), (0.5, 0.5), (2, 20, 15)),
+        ((0.75, 2), (1.0, 0.75), (2, 80, 30)),
+    ],
+)
+def test_outside_it_they_are_resampled_and_the_mask_comes_back(
+    tmp_path, run_case, spacing_mm, network_mm, network_shape
+):
+    hu = smooth_hu((2, 40, 30))
+    segmenter = Thresholds()
+    ct = save_ct(tmp_path / "ct.nii", hu, np.diag([*spacing_mm, 5, 1]))
+    entry, mask = run_case(ct, segmenter)
+    assert entry["network_spacing_mm_yx"] == pytest.approx(list(network_mm))
+    assert segmenter.hu.shape == network_shape
+    assert np.array_equal(segmenter.hu, resample_in_plane(hu, network_shape, order=1))
+    assert segmenter.statistics_hu == clipped_statistics(hu)  # of the scan as it is
+    labels = np.digitize(segmenter.hu, [0, 100, 250]).astype(np.uint8)
+    module.remove_small_regions(labels)  # 50 pixels of the network's grid
+    assert np.array_equal(mask_array(mask).T, resample_in_plane(labels, hu.shape, order=0))
+    assert np.array_equal(nib.load(mask).affine, nib.load(ct).affine)
+
+
+def test_small_regions_go_slice_by_slice(tmp_path, run_case):
+    hu = np.full((3, 40, 40), -500, np.int16)
+    hu[0, 5:12, 5:12] = hu[1, 5:12, 5:12] = 300  # 49 pixels in each
+    hu[2, 5:15, 5:10] = 300  # 50
+    _, mask = run_case(save_ct(tmp_path / "ct.nii", hu), Thresholds())
+    assert np.array_equal(mask_array(mask).T > 0, (hu > 0) & (np.arange(3) == 2)[:, None, None])
+
+
+def test_what_the_record_says(tmp_path, run_case):
+    hu = smooth_hu((3, 40, 50))
+    ct = save_ct(tmp_path / "ct.nii.gz", hu)
+    entry, mask = run_case(ct, Thresholds(), tmp_path / "ct.png")
+    assert (tmp_path / "ct.png").stat().st_size > 0
+    assert entry["shape_zyx"] == [3, 40, 50]
+    assert entry["spacing_mm_zyx"] == [5.0, 0.75, 0.75]
+    clipped = np.clip(hu, -100, 1000)
+    assert (entry["mean_hu"], entry["std_hu"]) == pytest.approx((clipped.mean(), clipped.std()))
+    assert list(entry["seconds"]) == ["preprocess", "segment", "postprocess", "write", "preview"]
+    assert entry["warnings"] == []
+    labels = mask_array(mask)
+    for organ in ORGANS:
+        voxels = np.count_nonzero(labels == organ.label)
+        ml = pytest.approx(voxels * 5 * 0.75 * 0.75 / 1000, abs=0.005)
+        assert entry["organs"][organ.abbreviation] == {"voxels": voxels, "ml": ml}
+    assert entry["organs"]["RK"]["voxels"] > 0
+
+
+def test_slices_are_reported(tmp_path):
+    ct = save_ct(tmp_path / "ct.nii")
+    reported = []
+    case = Case("case", ct, tmp_path / "mask.nii.gz")
+    monitor = ResourceMonitor(tmp_path / "m.csv", device="cpu")
+    segment_case(case, read_volume(ct), Thresholds(), monitor, lambda *counts: reported.append(counts))
+    assert reported == [(3, 3)]
+
+
+def test_a_preview_that_cannot_be_written_does_not_lose_the_mask(tmp_path, run_case, caplog):
+    caplog.set_level(logging.WARNING)
+    ct = save_ct(tmp_path / "ct.nii")
+    entry, mask = run_case(ct, Thresholds(), tmp_path / "nowhere" / "ct.png")
+    assert mask.exists()
+    (warning,) = entry["warnings"]
+    assert warning.startswith("no preview: ")
+    assert "\n" not in warning
+    assert caplog.messages == [f"{ct}: {warning}"]
+
+
+def test_slices_wider_than_any_scanner_are_refused_before_they_are_resampled(tmp_path, run_case):
+    ct = save_ct(tmp_path / "ct.nii", smooth_hu((1, 20, 20)), np.diag([101.0, 1, 5, 1]))
+    with pytest.raises(InputError, match=r"slices 2020 mm wide: its spacing must be wrong") as caught:
+        run_case(ct, Thresholds())
+    assert str(ct) in str(caught.value)
+
+
+def test_a_mask_that_cannot_be_written_is_an_error(tmp_path, run_case):
+    (tmp_path / "out" / "case.nii.gz").mkdir(parents=True)
+    with pytest.raises(OutputError, match=r"case\.nii\.gz"):
+        run_case(save_ct(tmp_path / "ct.nii"), Thresholds())
