@@ -117,14 +117,16 @@ def _reoriented(mask: Mask, geometry: Geometry) -> np.ndarray:
 
 
 def _volumes(mask: Mask) -> dict[int, OrganVolume]:
-    """By label. The file's first axis is taken to run along the body, as the organizers take it."""
-    voxels = np.stack([np.bincount(part.ravel(), minlength=len(ORGANS) + 1) for part in mask.labels])  # (z, label)
+    """By label."""
+    body_axis = 2 - int(np.argmax(np.abs(mask.affine[2, :3])))  # of (z, y, x): the one that runs up and down
+    slices = np.moveaxis(mask.labels, body_axis, 0)
+    voxels = np.stack([np.bincount(part.ravel(), minlength=len(ORGANS) + 1) for part in slices])  # (slice, label)
     voxel_ml = float(np.prod(mask.spacing_mm)) / 1000
     volumes = {}
     for organ in ORGANS:
         along = voxels[:, organ.label]
         ml = round(float(along.sum()) * voxel_ml, 2)
-        length_mm = np.count_nonzero(along) * mask.spacing_mm[0]
+        length_mm = np.count_nonzero(along) * mask.spacing_mm[body_axis]
         cut = bool(along[0] or along[-1])
         low_ml, high_ml = plausible_ml(organ.label, length_mm)
         volumes[organ.label] = OrganVolume(ml, low_ml, high_ml, mark(organ.label, ml, length_mm, cut))

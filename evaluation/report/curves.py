@@ -114,14 +114,15 @@ def stage_spans(samples: Sequence[dict]) -> list[tuple[str, str, float, float]]:
     stages = dict.fromkeys(name for row in samples for name in row["stage"].split("+") if name)
     for stage in stages:
 
-        def running(pair, stage=stage):
-            row = pair[0]
-            if stage not in row["stage"].split("+"):
+        def case_of(pair, stage=stage):
+            running, cases = pair[0]["stage"].split("+"), pair[0]["case"].split("+")
+            if stage not in running:
                 return None
-            cases = row["case"].split("+")  # the main thread's first, then that which is read
-            return cases[-1] if stage in BACKGROUND_STAGES else cases[0]
+            if stage in BACKGROUND_STAGES:
+                return cases[-1]
+            return cases[0] if len(cases) == len(running) else ""  # start-up has no case, what is read has one
 
-        for case, group in groupby(zip(samples, ends, strict=True), key=running):
+        for case, group in groupby(zip(samples, ends, strict=True), key=case_of):
             pairs = list(group)
             if case is not None:
                 spans.append((stage, case, pairs[0][0]["time_s"], pairs[-1][1]))

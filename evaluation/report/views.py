@@ -165,7 +165,7 @@ def overviews(name: str, scan: Scan) -> dict[str, Picture]:
     }
     if scan.truth is not None:
         wrong = [np.count_nonzero(p != t) for p, t in zip(scan.prediction, scan.truth, strict=True)]
-        worst = _whole_view(every, 0, int(np.argmax(wrong)), scan.spacing_mm)
+        worst = _whole_view(every, 0, int(np.argmax(wrong)), scan.spacing_mm) if any(wrong) else axial
         pictures["truth"] = picture(axial, scan.truth, "true organs over the CT")
         pictures["errors"] = _errors(name, scan, axial)
         pictures["worst prediction"] = picture(worst, scan.prediction, "segmented organs over the CT")
@@ -185,7 +185,7 @@ def _errors(name: str, scan: Scan, view: _View) -> Picture:
     for colour, area in areas.items():
         rgb[area] += 0.6 * (np.array(colour) - rgb[area])
     shown = np.count_nonzero(truth > 0) + np.count_nonzero((truth == 0) & (prediction > 0))
-    share = np.count_nonzero(areas[CORRECT]) / max(shown, 1)
+    share = np.count_nonzero(areas[CORRECT]) / shown if shown else 1
     alt = f"{name}, axial slice {view.index}: correct and wrong pixels; {share:.0%} of the organs' pixels are correct"
     return _encode(_annotated(rgb, view, "R"), alt)
 
