@@ -28,9 +28,7 @@ class ReadAhead:
 
     def __iter__(self) -> Iterator[tuple[Item, Future[Result]]]:
         for index, item in enumerate(self._items):
-            current = self._next
-            current.exception()  # the next volume is begun when this one is whole, not before
-            self._next = self._submit(index + 1)
+            current, self._next = self._next, self._submit(index + 1)  # one thread: begun when this one is whole
             yield item, current
 
     def __enter__(self):

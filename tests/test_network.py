@@ -81,48 +81,58 @@ def relu(x):
     return np.maximum(x, 0)
 
 
-def second_network(state, image):
-    """Logits (14, H, W) of one image (H, W), from the parameters in the order in which LAYERS has them."""
-    values = {name: value.double().numpy() for name, value in state.items()}
+class SecondNetwork:
+    """Of one image (H, W), with the parameters of a state."""
 
-    def normed(x, name):
+    def __init__(self, state):
+        self.values = {name: value.double().numpy() for name, value in state.items()}
+
+    def normed(self, x, name):
         mean, variance, weight, bias = (
-            values[f"{name}.{part}"][:, None, None] for part in ("running_mean", "running_var", "weight", "bias")
+            self.values[f"{name}.{part}"][:, None, None] for part in ("running_mean", "running_var", "weight", "bias")
         )
         return (x - mean) / np.sqrt(variance + 1e-5) * weight + bias
 
-    def unit(x, name, stride=1, dilation=1):
-        return relu(normed(convolved(x, values[f"{name}.0.weight"], stride, dilation), f"{name}.1"))
+    def unit(self, x, name, stride=1, dilation=1):
+        return relu(self.normed(convolved(x, self.values[f"{name}.0.weight"], stride, dilation), f"{name}.1"))
 
-    def block(x, name, stride=1, dilation=1):
-        inner = unit(x, f"{name}.conv1", stride, dilation)
-        inner = normed(convolved(inner, values[f"{name}.conv2.weight"], 1, dilation), f"{name}.bn2")
-        if f"{name}.shortcut.0.weight" in values:
-            x = normed(convolved(x, values[f"{name}.shortcut.0.weight"], stride), f"{name}.shortcut.1")
+    def block(self, x, name, stride=1, dilation=1):
+        inner = self.unit(x, f"{name}.conv1", stride, dilation)
+        inner = self.normed(convolved(inner, self.values[f"{name}.conv2.weight"], 1, dilation), f"{name}.bn2")
+        if f"{name}.shortcut.0.weight" in self.values:
+            x = self.normed(convolved(x, self.values[f"{name}.shortcut.0.weight"], stride), f"{name}.shortcut.1")
         return relu(inner + x)
 
-    x = max_pooled(unit(image[None], "trunk.stem.0", stride=2))
-    low = block(block(x, "trunk.layer1.0"), "trunk.layer1.1")
-    x = block(block(low, "trunk.layer2.0", stride=2), "trunk.layer2.1")
-    x = block(block(x, "trunk.layer3.0", stride=2), "trunk.layer3.1")
-    x = block(block(x, "trunk.layer4.0", dilation=2), "trunk.layer4.1", dilation=2)
-    branches = [unit(x, f"aspp.branches.{i}", dilation=rate) for i, rate in enumerate((1, 6, 12, 18))]
-    pooled = unit(x.mean(axis=(1, 2), keepdims=True), "aspp.image_pooling.1")
-    joined = unit(np.concatenate([*branches, np.broadcast_to(pooled, branches[0].shape)]), "aspp.project.0")
-    both = np.concatenate([four_times(joined), unit(low, "low_level")])
-    return four_times(convolved(both, values["classifier.weight"]) + values["classifier.bias"][:, None, None])
+    def aspp(self, x):
+        branches = [self.unit(x, f"aspp.branches.{i}", dilation=rate) for i, rate in enumerate((1, 6, 12, 18))]
+        pooled = self.unit(x.mean(axis=(1, 2), keepdims=True), "aspp.image_pooling.1")
+        return self.unit(np.concatenate([*branches, np.broadcast_to(pooled, branches[0].shape)]), "aspp.project.0")
+
+    def logits(self, image):
+        x = max_pooled(self.unit(image[None], "trunk.stem.0", stride=2))
+        low = self.block(self.block(x, "trunk.layer1.0"), "trunk.layer1.1")
+        x = self.block(self.block(low, "trunk.layer2.0", stride=2), "trunk.layer2.1")
+        x = self.block(self.block(x, "trunk.layer3.0", stride=2), "trunk.layer3.1")
+        x = self.block(self.block(x, "trunk.layer4.0", dilation=2), "trunk.layer4.1", dilation=2)
+        both = np.concatenate([four_times(self.aspp(x)), self.unit(low, "low_level")])
+        prediction = convolved(both, self.values["classifier.weight"])
+        return four_times(prediction + self.values["classifier.bias"][:, None, None])
 
 
 def test_the_network_written_again_gives_the_same_logits():
     network = random_network()
     images = np.random.default_rng(0).normal(size=(2, 64, 96))
-    expected = np.stack([second_network(network.state_dict(), image) for image in images])
+    second = SecondNetwork(network.state_dict())
+    expected = np.stack([second.logits(image) for image in images])
     double = DeepLabV3Plus().double().eval()
     double.load_state_dict(network.state_dict())
+    features = np.random.default_rng(1).normal(size=(512, 20, 21))  # wide enough for every rate
     with torch.inference_mode():
         logits = double(torch.from_numpy(images)[:, None]).numpy()
+        joined = double.aspp(torch.from_numpy(features)[None])[0].numpy()
     assert logits.shape == (2, 14, 64, 96)
     np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-10 * np.abs(expected).max())
+    np.testing.assert_allclose(joined, second.aspp(features), rtol=0, atol=1e-10 * np.abs(joined).max())
 
 
 def test_trunk_against_torchvision(monkeypatch):

@@ -102,6 +102,13 @@ def test_a_region_around_a_small_one_stays_whole():
     assert np.array_equal(filtered(labels), expected)
 
 
+def test_what_lies_in_the_box_of_another_label_stays():
+    labels = np.zeros((1, 12, 24), np.uint8)
+    labels[0, :, :6] = 1
+    labels[0, 4:8, 3:23] = 2  # 12 of its 80 pixels in the box of label 1
+    assert np.array_equal(filtered(labels), labels)
+
+
 def test_nothing_to_filter():
     assert not filtered(np.zeros((2, 5, 5), np.uint8)).any()
 
