@@ -559,13 +559,14 @@ def test_sigterm_does_not_wait_for_a_ct_that_is_still_being_read(tmp_path, weigh
     inputs, outputs = many(tmp_path / "in", 1, 1), tmp_path / "out"
     script = (
         "import runpy, sys, time, app.volume\n"
-        "app.volume.read_volume = lambda path: time.sleep(60)\n"
+        "app.volume.read_volume = lambda path: (print('reading', flush=True), time.sleep(60))\n"
         "sys.argv = sys.argv[1:]\n"
         "runpy.run_module('app', run_name='__main__', alter_sys=True)"
     )
     run = command("--inputs", inputs, "--outputs", outputs, weights=weights_path)
-    with subprocess.Popen([sys.executable, "-c", script, *run[2:]], cwd=ROOT, stderr=subprocess.PIPE) as process:
-        wait_for(lambda: list(outputs.glob("logs/*/monitor.csv")))
+    run = [sys.executable, "-c", script, *run[2:]]
+    with subprocess.Popen(run, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "reading\n"
         process.send_signal(signal.SIGTERM)
         process.communicate(timeout=20)
     assert process.returncode == 143
