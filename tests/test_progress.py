@@ -16,6 +16,7 @@ from app.progress import BAR_WIDTH, Progress, one_line
 
 DATED = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d (INFO|WARNING|ERROR) ")
 REDRAW = "\r\033[K"
+END = "\x1e"
 
 
 @pytest.fixture(autouse=True)
@@ -36,12 +37,12 @@ def terminal(monkeypatch):
         monkeypatch.setattr(module, "sys", SimpleNamespace(stderr=stderr))  # pytest sets the real one anew
 
         def written():
+            stderr.write(END)  # what is written comes out at the other end when the kernel finds the time
             stderr.flush()
-            os.set_blocking(master, False)
-            try:
-                return os.read(master, 1 << 16).decode().replace("\r\n", "\n")
-            except BlockingIOError:
-                return ""
+            text = ""
+            while not text.endswith(END):
+                text += os.read(master, 1 << 16).decode()
+            return text.removesuffix(END).replace("\r\n", "\n")
 
         yield written
     os.close(master)
