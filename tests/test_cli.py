@@ -488,18 +488,23 @@ def wait_for(condition, seconds=60):
         time.sleep(0.02)
 
 
-def assert_stopped_well(outputs, status, word):
+def assert_stopped_well(outputs, status):
+    """Whole masks, a true record, a closed monitor. Returns the cases that the record calls done."""
     whole = [path for path in outputs.glob("*.nii.gz") if mask_array(path).shape == (64, 64, 60)]
     assert 0 < len(whole) < 8
     assert masks(outputs) == sorted(path.name for path in whole)  # no half-written one, no temporary
     (record,) = records(outputs)
     assert record["exit_status"] == status
-    assert {f"{case['name']}.nii.gz" for case in record["cases"]} == set(masks(outputs))
+    recorded = {case["name"] for case in record["cases"] if case["status"] == "done"}
+    unrecorded = {path.name.removesuffix(".nii.gz") for path in whole} - recorded
+    assert len(unrecorded) <= 1  # stopped between its mask and its record
+    assert len(recorded) == len(whole) - len(unrecorded)
     assert record["monitor"]["samples"] > 0
     (csv,) = outputs.glob("logs/*/monitor.csv")
     lines = csv.read_text().splitlines()
     assert len(lines) == record["monitor"]["samples"] + 1  # closed, the last row whole
     assert lines[-1].count(",") == lines[0].count(",")
+    return recorded
 
 
 def test_sigterm_in_the_midst_and_resume(tmp_path, weights_path, run_app):
@@ -510,12 +515,11 @@ def test_sigterm_in_the_midst_and_resume(tmp_path, weights_path, run_app):
         process.send_signal(signal.SIGTERM)
         _, stderr = process.communicate(timeout=30)
     assert process.returncode == 143
-    assert_stopped_well(outputs, 143, "SIGTERM")
+    recorded = assert_stopped_well(outputs, 143)
     assert messages(stderr)[-1] == "stopped by SIGTERM"
-    before = set(masks(outputs))
     assert run_app("--inputs", inputs, "--outputs", outputs, "--resume").status == 0
     after = statuses(records(outputs)[-1])
-    assert {f"{name}.nii.gz" for name, status in after.items() if status == "skipped"} == before
+    assert {name for name, status in after.items() if status == "skipped"} == recorded
     assert len(masks(outputs)) == 8
 
 
@@ -550,7 +554,7 @@ def test_ctrl_c_on_a_terminal(tmp_path, weights_path):
             shown += os.read(master, 1 << 16)
     os.close(master)
     assert process.returncode == 130
-    assert_stopped_well(outputs, 130, "Ctrl-C")
+    assert_stopped_well(outputs, 130)
     text = shown.decode()
     assert re.search(r"\r\x1b\[K\[1/8\] \.{24}  0:00:\d\d  reading", text)
     assert re.search(r"\r\x1b\[K\[2/8\] #+\.+  0:00:\d\d  slice \d+/60  case1", text)
