@@ -1,10 +1,10 @@
 """The tables of README and model card, from committed result files: `python -m evaluation.study --write`.
 
 `<!-- table: NAME -->` ... `<!-- end -->` in a Markdown file is filled with the table NAME; `--check` fails when
-one is out of date. Result files hold what evaluation.accuracy writes beside its CSV (means and deviations):
+one is out of date. The result files are those that training writes:
 
-    results/crossvalidation.json    {"setting": one sentence, ... of predictions by folds that did not see the case}
-    results/table3.json             {"setting": one sentence, "with_unlabelled": {...}, "without_unlabelled": {...}}
+    results/crossvalidation.json      training.crossvalidate: {"organs": ..., "folds": ...}
+    results/table3_miniature.json     training.table3: {"with_unlabelled": {"organs": ...}, "without_unlabelled": ...}
 """
 
 import argparse
@@ -18,7 +18,7 @@ from app.labels import ORGANS
 from evaluation import paper
 
 ROOT = Path(__file__).resolve().parents[1]
-FILES = ("README.md", "weights/MODEL_CARD.md")
+FILES = ("README.md",)
 ERROR_EXIT, STALE_EXIT = 2, 1
 
 _BLOCK = re.compile(r"^(<!-- table: (\S+) -->\n)(.*?)^(<!-- end -->)$", re.MULTILINE | re.DOTALL)
@@ -29,56 +29,62 @@ class StudyError(Exception):
 
 
 def crossvalidation(result: dict) -> str:
-    """DSC and NSD per organ, mean ± SD over the cases, and the paper's DSC."""
-    organs = _annotated(result)
-    rows = [
-        [organ, *(_spread(result["per_organ"][organ][metric]) for metric in ("DSC", "NSD")),
-         f"{paper.TABLE_3[organ].with_unlabelled:.4f}"]
-        for organ in organs
-    ]  # fmt: skip
-    mean = [f"{result['over_organs'][metric]['mean']:.4f}" for metric in ("DSC", "NSD")]
-    rows.append(["**Average**", *mean, f"{_average(organs, 0):.4f}"])
-    table = _markdown(["Organ", "DSC", "NSD", "DSC, paper"], rows)
-    return f"{table}\n{_note(result, organs)} {result['cases']} cases; mean ± SD over them.\n"
+    """DSC per organ on held-out patients, mean ± SD over them, and the paper's."""
+    ours = result["organs"]
+    organs = _scored(ours)
+    rows = [[organ, _spread(ours[organ]), *_paper(organ)] for organ in organs]
+    rows.append(["**Average**", f"**{ours['mean']['mean']:.3f}**", *_paper_average(organs)])
+    patients = sorted(name for fold in result["folds"] for name in fold["dsc"])
+    table = _markdown(["DSC", "ours, held-out patients", *_PAPER_HEADS], rows)
+    return (
+        f"{table}\n{_not_scored(organs)}Ours: {len(patients)} patients ({', '.join(patients)}) whom the scored network "
+        f"never saw; mean ± SD over them. The paper's: 50 others. Scored with torch {result['torch']} on "
+        f"{result['device']}; `python -m training.crossvalidate`.\n"
+    )
 
 
-def table3(result: dict) -> str:
-    """The paper's Table 3, DSC with and without unlabelled data, beside the same of ours."""
-    ours = [result["with_unlabelled"], result["without_unlabelled"]]
-    organs = [organ for organ in _annotated(ours[0]) if organ in _annotated(ours[1])]
-    if len({(arm["cases"], *_annotated(arm)) for arm in ours}) > 1:
-        raise StudyError("with_unlabelled and without_unlabelled are not of the same cases and organs")
-    rows = [
-        [organ, *(f"{arm['per_organ'][organ]['DSC']['mean']:.4f}" for arm in ours),
-         *(f"{value:.4f}" for value in paper.TABLE_3[organ])]
-        for organ in organs
-    ]  # fmt: skip
-    averages = [arm["over_organs"]["DSC"]["mean"] for arm in ours] + [_average(organs, k) for k in (0, 1)]
-    rows.append(["**Average**", *(f"{value:.4f}" for value in averages)])
-    heads = ["Organ", "ours (w/ un)", "ours (w/o un)", "paper (w/ un)", "paper (w/o un)"]
-    return f"{_markdown(heads, rows)}\n{_note(result, organs)} DSC; {ours[0]['cases']} cases.\n"
+def table3_miniature(result: dict) -> str:
+    """The paper's Table 3, DSC with and without unlabelled data, beside ours on few patients at a small size."""
+    arms = [result[arm]["organs"] for arm in ("with_unlabelled", "without_unlabelled")]
+    organs = _scored(arms[0])
+    if organs != _scored(arms[1]) or arms[0]["mean"]["n"] != arms[1]["mean"]["n"]:
+        raise StudyError("with_unlabelled and without_unlabelled are not of the same organs and seeds")
+    rows = [[organ, *(_spread(arm[organ]) for arm in arms), *_paper(organ)] for organ in organs]
+    averages = (f"**{arm['mean']['mean']:.3f}**" for arm in arms)
+    rows.append(["**Average**", *averages, *_paper_average(organs)])
+    table = _markdown(["DSC", "ours (w/ un)", "ours (w/o un)", *_PAPER_HEADS], rows)
+    return (
+        f"{table}\n{_not_scored(organs)}Ours: mean ± SD over {arms[0]['mean']['n']} seeds; torch {result['torch']} on "
+        f"{result['device']}; `python -m training.table3`.\n"
+    )
 
 
-TABLES: dict[str, Callable[[dict], str]] = {"crossvalidation": crossvalidation, "table3": table3}
+TABLES: dict[str, Callable[[dict], str]] = {"crossvalidation": crossvalidation, "table3_miniature": table3_miniature}
+
+_PAPER_HEADS = ("paper (w/ un)", "paper (w/o un)")
 
 
-def _annotated(result: dict) -> list[str]:
-    return [organ.abbreviation for organ in ORGANS if organ.abbreviation in result["per_organ"]]
+def _scored(organs: dict) -> list[str]:
+    return [organ.abbreviation for organ in ORGANS if organ.abbreviation in organs]
 
 
-def _average(organs: Sequence[str], column: int) -> float:
-    """The paper's, over the organs that we have too."""
-    return sum(paper.TABLE_3[organ][column] for organ in organs) / len(organs)
+def _paper(organ: str) -> list[str]:
+    return [f"{value:.3f}" for value in paper.TABLE_3[organ]]
+
+
+def _paper_average(organs: Sequence[str]) -> list[str]:
+    """Over the organs that we have too."""
+    return [f"**{sum(paper.TABLE_3[organ][k] for organ in organs) / len(organs):.3f}**" for k in (0, 1)]
 
 
 def _spread(statistics: dict) -> str:
-    return f"{statistics['mean']:.4f} ± {statistics['std']:.4f}"
+    spread = "" if statistics["std"] is None else f" ± {statistics['std']:.3f}"
+    return f"{statistics['mean']:.3f}{spread}"
 
 
-def _note(result: dict, organs: Sequence[str]) -> str:
+def _not_scored(organs: Sequence[str]) -> str:
     missing = [organ.name for organ in ORGANS if organ.abbreviation not in organs]
-    without = f" Averages, the paper's too, are without what is not annotated: {', '.join(missing)}." if missing else ""
-    return f"{result.get('setting', '').strip()}{without}".strip()
+    return f"Averages, the paper's too, are without what was not scored: {', '.join(missing)}. " if missing else ""
 
 
 def _markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -100,7 +106,7 @@ def make(name: str, results: Path) -> str:
     try:
         return TABLES[name](json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise StudyError(f"{path}: not a result of evaluation.accuracy ({type(error).__name__}: {error})") from None
+        raise StudyError(f"{path}: not a result of training ({type(error).__name__}: {error})") from None
     except StudyError as error:
         raise StudyError(f"{path}: {error}") from None
 

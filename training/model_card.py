@@ -12,6 +12,7 @@ import torch
 
 from app.labels import ORGANS
 from evaluation.paper import TABLE_3
+from evaluation.study import crossvalidation
 
 # By the beginning of a case's name: source, licence.
 SOURCES = {
@@ -64,22 +65,6 @@ def stage_table(stages: list[dict]) -> str:
         for key in STAGE_SETTINGS
     ]
     return table(head, rows)
-
-
-def score_table(organs: dict) -> str:
-    """Cross-validated DSC beside the paper's Table 3; the last line over the organs that both have."""
-    rows = []
-    for organ in ORGANS:
-        ours, paper = organs.get(organ.abbreviation), TABLE_3[organ.abbreviation]
-        text = "not scored"
-        if ours:
-            spread = "" if ours["std"] is None else f" ± {ours['std']:.3f}"
-            text = f"{ours['mean']:.3f}{spread} ({ours['n']})"
-        rows.append([organ.abbreviation, text, f"{paper.with_unlabelled:.3f}", f"{paper.without_unlabelled:.3f}"])
-    both = [name for name in TABLE_3 if name in organs]
-    means = [sum(values) / len(both) for values in zip(*((organs[n]["mean"], *TABLE_3[n]) for n in both), strict=True)]
-    rows.append([f"mean of {len(both)}", *(f"**{mean:.3f}**" for mean in means)])
-    return table(["organ", "ours, mean ± SD (patients)", "paper, with unlabelled", "paper, without"], rows)
 
 
 def recipe_note(shipped: list[dict], folds: list[dict]) -> str:
@@ -155,13 +140,11 @@ Loss: {loss}. Cross pseudo supervision: {cps_text}. Branch {training["branch"]} 
 Cross-validated DSC of whole patients whom the scored networks never saw: {len(patients)} patients in
 {len(scores["folds"])} fold(s) that were written down before training.
 
-- Patients: {", ".join(patients)}
 - {recipe_note(training["stages"], scores["folds"])}
 - The shipped weights may have seen these patients. The paper's figures are of 50 others, FLARE22's validation set.
 
-{score_table(organs)}
-
-Code {scores["commit"]}, {scores["date"]}, {scores["device"]}, torch {scores["torch"]}.
+{crossvalidation(scores)}
+Code {scores["commit"]}, {scores["date"]}.
 
 ## Limits
 
