@@ -148,7 +148,7 @@ def test_model_card_says_what_the_files_say(path, tmp_path):
     text = model_card.card(content, "abc123", "w.pt", scores)
     assert "abc123" in text and "not eligible\nfor FLARE22's ranking" in text
     assert "| Liver | 0.800 | 0.956 | 0.938 |" in text and "| Duodenum |" not in text
-    assert "| mean of 12 | **0.800** | **0.806** | **0.725** |" in text
+    assert "| **Average** | **0.800** | **0.806** | **0.725** |" in text
     assert "because no training case annotates them: duodenum" in text
     assert "the same recipe as the shipped weights (1 steps): fold 0 1 steps" in text
     other = {**scores, "folds": [{**fold, "stages": fold["stages"] * 2}]}
