@@ -94,6 +94,7 @@ def segment(
 
     Raises:
         torch.OutOfMemoryError: A step did not fit; nothing is kept, try a smaller one.
+        RuntimeError: The device failed, or float16 was too small for the logits.
     """
     parameter = next(network.parameters())
     depth, height, width = hu.shape
@@ -108,6 +109,9 @@ def segment(
             framed = slices.new_full((len(slices), 1, framed_height, framed_width), WINDOW_HU[0])
             framed[centre] = slices[:, None]
             images = normalise(framed, *statistics_hu).to(parameter.dtype, memory_format=torch.channels_last)
-            labels[part] = decide(network(images)[centre]).cpu().numpy()
+            logits = network(images)[centre]
+            if logits.dtype == torch.float16 and not logits.sum(dtype=torch.float32).isfinite():
+                raise RuntimeError("the logits overflow float16")  # argmax of NaN would be a mask like any other
+            labels[part] = decide(logits).cpu().numpy()
             on_step(part.stop)
     return labels

@@ -228,6 +228,22 @@ def test_a_gpu_that_fails_without_a_word(on_gpu, caplog):
     assert "RuntimeError" in caplog.messages[0]
 
 
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+def test_logits_beyond_float16_are_an_error_not_a_mask(bad):
+    class Overflowing(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.zeros(1, dtype=torch.float16), requires_grad=False)
+
+        def forward(self, images):
+            logits = torch.zeros(len(images), 14, *images.shape[-2:], dtype=images.dtype)
+            logits[0, 3, 20, 20] = bad
+            return logits
+
+    with pytest.raises(RuntimeError, match="overflow"):
+        segment(Overflowing(), smooth_hu((1, 64, 64)), STATISTICS, 1, 64)
+
+
 def test_a_failure_on_the_cpu_is_an_error():
     weights = FakeWeights()
     segmenter = Segmenter(weights, torch.device("cpu"), 2048)
