@@ -165,7 +165,7 @@ def _load(options, record: RunRecord):
     """The network on its device; notes both in the record."""
     import torch
 
-    from app.device import choose_device, compute_dtype, usable_cpus
+    from app.device import choose_device, compute_dtype, processor, usable_cpus
     from app.segment import Segmenter
     from app.weights import load_weights
 
@@ -175,7 +175,7 @@ def _load(options, record: RunRecord):
     segmenter = Segmenter(weights, device, options.gpu_budget_mib)
     record.content.update(
         command=sys.argv,
-        device=torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "cpu",
+        device=torch.cuda.get_device_name(device) if device.type == "cuda" else processor(),
         dtype=str(compute_dtype(device)).removeprefix("torch."),
         threads=torch.get_num_threads(),
         gpu_budget_mib=options.gpu_budget_mib,

@@ -3,6 +3,7 @@
 import logging
 import math
 import os
+import platform
 from pathlib import Path
 
 import torch
@@ -111,3 +112,13 @@ def limit_memory(device: torch.device, budget_mib: int) -> None:
         total_mib = torch.cuda.get_device_properties(device).total_memory / MIB
         allowed_mib = max(64, budget_mib - CONTEXT_MIB)
         torch.cuda.set_per_process_memory_fraction(min(1.0, allowed_mib / total_mib), device)
+
+
+def processor() -> str:
+    """The CPU's name, as Linux tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()

@@ -2,13 +2,13 @@
 
 import datetime
 import json
-import platform
 import subprocess
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from app.device import processor
 from app.labels import ORGANS
 
 
@@ -21,16 +21,6 @@ def commit() -> str:
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
     return revision.stdout.strip() + ("-changed" if changes.returncode else "")
-
-
-def processor() -> str:
-    """The CPU's name, as Linux tells it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
 
 
 def provenance(device: torch.device) -> dict:
