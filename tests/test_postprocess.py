@@ -66,6 +66,14 @@ def test_like_a_flood_fill_with_the_papers_50_pixels():
     assert np.array_equal(filtered(labels), expected)
 
 
+def test_every_slice_of_a_long_scan_is_filtered():
+    labels = np.zeros((100, 12, 12), np.uint8)
+    labels[:, 1:8, 1:8] = 4  # 49 pixels: noise
+    labels[::7, 8, 8] = 4  # touches its corner: the 50th
+    expected = np.where(np.arange(100)[:, None, None] % 7 == 0, labels, 0)
+    assert np.array_equal(filtered(labels), expected)
+
+
 @pytest.mark.parametrize(("size", "stays"), [(49, False), (50, True), (51, True)])
 def test_fewer_than_50_pixels_go(size, stays):
     labels = np.zeros((1, 10, 10), np.uint8)
