@@ -29,8 +29,8 @@ SCORED_ON_TRUTH_SLICES = {5, 6, 10}  # aorta, IVC, esophagus go on beyond the sl
 MINIMUM_DSC = 0.2  # below it NSD is 0 unseen (FLARE24's rule; FLARE23 has 0.1, the script published for FLARE22 none)
 METRICS = ("DSC", "NSD")
 
-MISSING_EXIT = 1  # some prediction was missing: scored as zeros
-ERROR_EXIT = 2
+INCOMPLETE_EXIT = 1  # some prediction was missing (scored as zeros) or could not be scored (empty cells)
+ERROR_EXIT = 2  # nothing was scored
 
 
 class Score(NamedTuple):
@@ -169,13 +169,14 @@ def find_cases(prediction: Path, truth: Path) -> Cases:
 
 def score_cases(
     cases: Cases, labels: Collection[int] = ALL_LABELS, minimum_dsc: float = MINIMUM_DSC, workers: int = 1
-) -> Iterator[tuple[str, Scores]]:
+) -> Iterator[tuple[str, Scores | MaskError]]:
     """Yield (case name, scores) sorted by name; a missing prediction scores zeros.
 
-    Each worker process holds one case at a time: memory grows with `workers`, not with the number of cases.
+    What `score_files` raises is yielded in place of the scores, and the others go on. Each worker process
+    holds one case at a time: memory grows with `workers`, not with the number of cases.
 
     Raises:
-        MaskError: As `score_files`; also if a worker was killed, most likely for its memory.
+        MaskError: A worker was killed, most likely for its memory.
     """
     score = partial(_score_pair, labels=tuple(labels), minimum_dsc=minimum_dsc)
     scored = _map_in_order(score, list(cases.pairs.values()), workers)
@@ -183,8 +184,11 @@ def score_cases(
         yield name, next(scored) if name in cases.pairs else dict.fromkeys(labels, Score(0.0, 0.0))
 
 
-def _score_pair(pair: tuple[Path, Path], labels: Collection[int], minimum_dsc: float) -> Scores:
-    return score_files(*pair, labels, minimum_dsc)
+def _score_pair(pair: tuple[Path, Path], labels: Collection[int], minimum_dsc: float) -> Scores | MaskError:
+    try:
+        return score_files(*pair, labels, minimum_dsc)
+    except MaskError as error:
+        return error
 
 
 def _map_in_order(function: Callable, items: Sequence, workers: int) -> Iterator:
@@ -299,23 +303,31 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Returns the exit status: 0, 1 if predictions were missing, 2 if something could not be scored."""
+    """Returns the exit status: 0, 1 if a prediction was missing or could not be scored, 2 if nothing was scored."""
     arguments = parse_arguments(argv)
     try:
         cases = find_cases(arguments.prediction, arguments.truth)
-        results = {}
+        results: dict[str, Scores] = {}
+        failed: list[str] = []
         for name, scores in score_cases(cases, arguments.organs, arguments.minimum_dsc, arguments.workers):
+            if isinstance(scores, MaskError):
+                failed.append(name)
+                print(f"error: {scores}", file=sys.stderr)
+                continue
             results[name] = scores
             dsc, nsd = np.mean(list(scores.values()), axis=0)
             print(
                 f"{name}  DSC {dsc:.4f}  NSD {nsd:.4f}{'  no prediction' if name in cases.missing else ''}", flush=True
             )
+        if not results:
+            return ERROR_EXIT
         summary = summarise(results, arguments.organs)
         arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        write_csv(arguments.output, results)
+        write_csv(arguments.output, dict(sorted([*results.items(), *((name, {}) for name in failed)])))
         companion = {
             "cases": len(results),
             "missing": cases.missing,
+            "failed": failed,
             "extra": cases.extra,
             "not_annotated": [organ.abbreviation for organ in ORGANS if organ.label not in arguments.organs],
             "minimum_dsc": arguments.minimum_dsc,
@@ -332,8 +344,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"warning: predictions without a truth: {', '.join(cases.extra)}", file=sys.stderr)
     if cases.missing:
         print(f"error: no prediction, scored 0: {', '.join(cases.missing)}", file=sys.stderr)
-        return MISSING_EXIT
-    return 0
+    if failed:
+        print(f"error: not scored, not in the means: {', '.join(failed)}", file=sys.stderr)
+    return INCOMPLETE_EXIT if cases.missing or failed else 0
 
 
 if __name__ == "__main__":

@@ -329,14 +329,32 @@ def test_single_files(folders):
 )
 def test_input_that_cannot_be_scored(folders, capsys, workers, labels, affine, message):
     pred, truth, output = folders
+    assert run(pred, truth, "-o", output) == 0
+    rows = read_csv(output)
     wrong = save(pred / "b.nii.gz", labels, affine)
-    assert run(pred, truth, "-o", output, "--workers", workers) == 2
-    error = capsys.readouterr().err
-    assert error.startswith("error: ") and error.count("\n") == 1
-    assert message in error and str(wrong) in error
+    assert run(pred, truth, "-o", output, "--workers", workers) == 1
+    error, last = capsys.readouterr().err.splitlines()
+    assert error.startswith("error: ") and message in error and str(wrong) in error
     if "geometry" in message:
         assert str(truth / "b.nii.gz") in error
-    assert not output.exists()  # nothing half-done that looks like a result
+    assert last == "error: not scored, not in the means: b.nii.gz"
+    # the others are scored as before, the wrong one has no figures, and the means are without it
+    after = read_csv(output)
+    assert [after[0], after[2]] == [rows[0], rows[2]]
+    assert after[1].pop("Name") == "b.nii.gz" and set(after[1].values()) == {""}
+    summary = json.loads(output.with_suffix(".json").read_text())
+    assert summary["failed"] == ["b.nii.gz"] and summary["cases"] == 2
+    liver = np.mean([float(rows[i]["Liver_DSC"]) for i in (0, 2)])
+    assert summary["per_organ"]["Liver"]["DSC"]["mean"] == pytest.approx(liver, abs=1e-6)
+
+
+def test_nothing_that_can_be_scored(folders, capsys):
+    pred, truth, output = folders
+    for path in pred.iterdir():
+        path.write_text("not a mask")
+    assert run(pred, truth, "-o", output) == 2
+    assert capsys.readouterr().err.count("error: ") == 3
+    assert not output.exists()
 
 
 def test_paths_that_are_wrong(folders, tmp_path, capsys):
