@@ -116,7 +116,7 @@ def _open_record(outputs: Path) -> RunRecord:
 def _run(cases: list[Case], options, monitor: ResourceMonitor, progress: Progress, record: RunRecord) -> int:
     start_s = time.perf_counter()
     finished = finished_masks(options.outputs) if options.resume else {}
-    weights_sha256 = file_sha256(options.weights)
+    weights_sha256 = file_sha256(options.weights) if finished else None
 
     def read(case: Case) -> Volume | None:
         """The CT, or None if its mask is there already."""

@@ -4,6 +4,7 @@ A weights file is what `training.export` writes: plain tensors and numbers, load
 """
 
 import hashlib
+import io
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,16 +60,17 @@ def load_weights(path: Path) -> Weights:
         WeightsError: Missing, damaged, changed, or made for other classes or another window.
     """
     try:
-        sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+        data = path.read_bytes()
     except OSError as error:
         raise WeightsError(f"{path}: cannot read the weights: {error.strerror}") from None
+    sha256 = hashlib.sha256(data).hexdigest()
     sum_file = path.with_name(path.name + ".sha256")
     if sum_file.exists():
         expected = (sum_file.read_text(errors="replace").split() or ["nothing"])[0]
         if expected != sha256:
             raise WeightsError(f"{path}: SHA-256 is {sha256}, but {sum_file.name} says {expected}")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
         info, state = content["info"], content["state_dict"]
         if content["format"] != FORMAT:
             raise WeightsError(f"{path}: weights of format {content['format']}, this program reads {FORMAT}")

@@ -7,7 +7,6 @@ for float16. `app.weights` reads it.
 """
 
 import argparse
-import hashlib
 import os
 from pathlib import Path
 
@@ -16,13 +15,14 @@ from torch import Tensor
 
 from app.labels import ORGANS
 from app.preprocess import WINDOW_HU
+from app.record import file_sha256
+from app.weights import CLASSES, FORMAT
 from training import checkpoint
 from training.config import from_dict
 from training.dataset import describe, split
 from training.results import commit
 from training.store import read_cases
 
-FORMAT = 1
 OFF_BIAS = -1e4  # of the logit of an organ that is switched off; fits float16
 
 
@@ -51,7 +51,7 @@ def export(path: Path, branch: int | None = None, store: Path | None = None) -> 
         "format": FORMAT,
         "state_dict": halved(switch_off(state["branches"][branch], switched_off)),
         "info": {
-            "classes": ["Background", *(organ.abbreviation for organ in ORGANS)],
+            "classes": list(CLASSES),
             "window_hu": list(WINDOW_HU),
             "frame_px": state["config"].get("frame_px", 512),
             "spacing_mm": data["spacing_mm"],
@@ -98,7 +98,7 @@ def write(content: dict, path: Path) -> str:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.part")
     torch.save(content, partial)
-    digest = hashlib.sha256(partial.read_bytes()).hexdigest()
+    digest = file_sha256(partial)
     os.replace(partial, path)
     path.with_name(path.name + ".sha256").write_text(f"{digest}  {path.name}\n")
     return digest

@@ -4,13 +4,13 @@ Every figure comes from the two files; only the sentences are written here.
 """
 
 import argparse
-import hashlib
 import json
 from pathlib import Path
 
 import torch
 
 from app.labels import ORGANS
+from app.record import file_sha256
 from evaluation.paper import TABLE_3
 from evaluation.study import crossvalidation
 
@@ -163,7 +163,7 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path, default=Path("weights/MODEL_CARD.md"))
     arguments = parser.parse_args()
     content = torch.load(arguments.weights, map_location="cpu", weights_only=True)
-    sha256 = hashlib.sha256(arguments.weights.read_bytes()).hexdigest()
+    sha256 = file_sha256(arguments.weights)
     scores = json.loads(arguments.scores.read_text())
     arguments.output.write_text(card(content, sha256, arguments.weights.name, scores))
 
