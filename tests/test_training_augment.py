@@ -68,7 +68,7 @@ def test_labels_move_with_images(tmp_path):
     labels[0, 5:15, 30:60] = 4
     add_case(tmp_path, "a", labels.astype(np.int16) * 100, labels)
     for position in range(10):
-        changes = dict(rotation_deg=15.0, zoom=1.3, crop_size=48)
+        changes = dict(rotation_deg=15.0, zoom=1.3, warp_px=4.0, crop_size=48)
         batch, settings = draw(tmp_path, position, **changes)
         batch["saturate_at_hu"][:] = torch.inf
         images, moved = run(batch, settings)
@@ -93,6 +93,28 @@ def test_zoom_and_crop_by_hand(tmp_path):
     images, _ = run(batch, settings)
     rows = images[0, 0, :, 5] * batch["std_hu"] + batch["mean_hu"]
     assert rows.round().tolist() == [0] * 8 + [800] * 24
+
+
+def test_a_warp_that_is_the_same_everywhere_is_a_shift(tmp_path):
+    hu = np.random.default_rng(0).integers(-100, 1000, (1, 64, 64)).astype(np.int16)
+    add_case(tmp_path, "a", hu, (hu > 500).astype(np.uint8))
+    batch, settings = draw(tmp_path)
+    batch["saturate_at_hu"][:] = torch.inf
+    images, labels = run(batch, settings)
+    batch["warp"][:, 0], batch["warp"][:, 1] = 2 * 3 / 64, 2 * 5 / 64  # 3 px in x, 5 px in y
+    shifted_images, shifted_labels = run(batch, settings)
+    torch.testing.assert_close(shifted_images[..., :59, :61], images[..., 5:, 3:], rtol=0, atol=1e-3)
+    assert torch.equal(shifted_labels[:, :59, :61], labels[:, 5:, 3:])
+
+
+def test_warps_have_the_drawn_size_and_half_of_the_slices_none(store):
+    largest = []
+    for position in range(200):
+        batch, _ = draw(store, position, warp_px=4.0)
+        largest.append(batch["warp"].std().item() * 64 / 2)
+    largest = np.array(largest)
+    assert 0.4 < (largest == 0).mean() < 0.6
+    assert 1.5 < largest[largest > 0].mean() < 2.5 and largest.max() < 6  # uniform in 0..4, of 32 normal draws
 
 
 def test_organ_jitter_moves_its_organ_alone(store):

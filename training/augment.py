@@ -1,4 +1,4 @@
-"""Apply the drawn augmentation to a batch, on the device: jitter, clip, rotate, z-score, as in section 2.1."""
+"""Apply the drawn augmentation to a batch, on the device: jitter, clip, rotate, warp, z-score; section 2.1."""
 
 import torch
 import torch.nn.functional as F
@@ -49,6 +49,9 @@ def augment(batch: dict[str, Tensor], crop_size: int, noise: Tensor) -> tuple[Te
     hu = hu.clamp(*WINDOW_HU) - low  # grid_sample pads with 0: outside the slice is air
     size = (len(hu), 1, crop_size, crop_size)
     grid = F.affine_grid(batch["affine"], size, align_corners=False)
+    if batch["warp"].any():
+        warp = F.interpolate(batch["warp"], size[-2:], mode="bicubic", align_corners=True)
+        grid = grid + warp.permute(0, 2, 3, 1)  # (N, crop, crop, 2)
     images = F.grid_sample(hu[:, None], grid, mode="bilinear", align_corners=False) + low
     cropped = F.grid_sample(labels[:, None].float(), grid, mode="nearest", align_corners=False)[:, 0].byte()
     statistics = (batch[name][:, None, None, None] for name in ("mean_hu", "std_hu"))

@@ -53,6 +53,7 @@ class Config:
     empty_share: float = setting(0.15, "share of labelled slices without organs kept: unseen, they fill with liver")
     rotation_deg: float = setting(15.0, "uniform in +-this; patients lie askew by less")
     zoom: float = setting(1.0, "uniform (log) in 1/this..this: patient size and pixel spacing; 1 is the paper's: none")
+    warp_px: float = setting(0.0, "largest standard deviation of a smooth random warp; half of the slices get none")
     organ_offset_hu: float = setting(20.0, "organ-intensity jitter: standard deviation of an organ's offset")
     organ_scale: float = setting(0.05, "organ-intensity jitter: standard deviation of an organ's scale around 1")
     slice_offset_hu: float = setting(10.0, "the same for the whole slice; on unlabelled slices it is the only one")

@@ -22,6 +22,7 @@ from training.store import UNCERTAIN, Case, read_slice
 
 AIR_HU = -1024
 MIN_ORGAN_PX = 8  # fewer pixels of an organ do not make a slice one of that organ
+WARP_POINT_PX = 64  # between the points of a smooth warp: about the size of an organ
 LABELLED, UNLABELLED = 0, 1  # random streams
 
 
@@ -166,6 +167,7 @@ class SliceDataset(Dataset):
             "noise_at": rng.integers(0, 512, 2),
             "blur": np.float32(rng.choice([0, 1]) * rng.uniform(-1, 1) * config.blur),
             **_saturation(case, rng),
+            "warp": self._warp(rng),
         }
 
     def _affine(self, labels: np.ndarray, organ: int, rng: np.random.Generator) -> np.ndarray:
@@ -184,6 +186,13 @@ class SliceDataset(Dataset):
         cos, sin = np.cos(angle) * zoom * crop / frame, np.sin(angle) * zoom * crop / frame
         tx, ty = 2 * centre / frame - 1
         return np.array([[cos, -sin, tx], [sin, cos, ty]], np.float32)
+
+    def _warp(self, rng: np.random.Generator) -> np.ndarray:
+        """(2, n, n) float32: displacement (x, y) at points over the crop, in coordinates -1..1 of the frame."""
+        config = self.config
+        points = max(4, round(config.crop_size / WARP_POINT_PX) + 1)
+        std_px = max(0.0, rng.uniform(-1, 1)) * config.warp_px
+        return (rng.normal(0, 2 * std_px / config.frame_px, (2, points, points))).astype(np.float32)
 
 
 def _frame(hu: np.ndarray, labels: np.ndarray, frame: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
