@@ -1,0 +1,189 @@
+"""One scan, from a cold start to its mask: our program against a naive one. `python -m benchmarks.cold_case`.
+
+Whole processes in turns on the same CPUs with the same threads, as users start them; the files are in the page
+cache. What is written down: wall clock, CPU time, peak memory, the seconds of each stage, the organizers' figures
+(evaluation.efficiency), the voxels in which the masks differ, and what our program does in each 0.1 s.
+"""
+
+import argparse
+import csv
+import importlib.util
+import json
+import os
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from app.__main__ import WEIGHTS
+from app.device import slices_per_step
+from app.postprocess import remove_small_regions
+from app.preprocess import clipped_statistics
+from app.segment import segment
+from app.volume import read_volume
+from app.weights import load_weights
+from benchmarks.machine import provenance, result_path
+from benchmarks.process import ROOT, app_command, measured
+from benchmarks.scan import EXAMPLE, make_scan
+from evaluation.efficiency import IDLE_S, Sampler, above_idle, figures_of, measure_idle, open_gpu
+from training.results import write
+
+IMPORT_TIME = re.compile(r"import time:\s+(\d+) \|\s+\d+ \|\s+(\S+)$")
+
+
+def run_ours(scan: Path, outputs: Path, options) -> tuple:
+    """Cost, organizers' samples, and our program's own record of the run."""
+    command = app_command("--inputs", scan, "--outputs", outputs, "--device", options.device, "--quiet")
+    with Sampler(options.gpu) as sampler:
+        cost, _ = measured([*command, "--weights", str(options.weights)], options.threads)
+    (record,) = outputs.glob("logs/*/run.json")
+    return cost, sampler.samples, json.loads(record.read_text())
+
+
+def run_plain(scan: Path, mask: Path, options) -> tuple:
+    """Cost, organizers' samples, and what the naive program printed."""
+    command = [sys.executable, "-m", "benchmarks.plain", str(scan), str(mask), "--device", options.device]
+    with Sampler(options.gpu) as sampler:
+        cost, printed = measured([*command, "--weights", str(options.weights)], options.threads)
+    return cost, sampler.samples, json.loads(printed)
+
+
+def entry(cost, samples, seconds: dict[str, float], reserved_mib: float | None, options) -> dict:
+    """What the result file says of one run."""
+    figures = figures_of(cost.wall_s, samples)
+    return {
+        **cost._asdict(),
+        "seconds": seconds,
+        "torch_reserved_mib": reserved_mib,
+        "organizers": figures._asdict(),
+        "organizers_above_idle": above_idle(figures, samples, options.idle)._asdict(),
+    }
+
+
+def ours_entry(cost, samples, record: dict, options) -> dict:
+    seconds = {"start-up": record["start_up_s"], **record["cases"][0]["seconds"]}
+    return entry(cost, samples, seconds, record["monitor"]["peak_torch_reserved_mib"], options)
+
+
+def float32_mask(scan: Path, options) -> np.ndarray:
+    """The mask that our pipeline gives in float32, of the scan's first slices: those before they repeat."""
+    weights, hu = load_weights(options.weights), read_volume(scan).hu
+    device = torch.device(options.device)
+    torch.set_num_threads(options.threads)
+    step = slices_per_step(device, 2048, weights.frame_px**2)
+    first = hu[: len(read_volume(options.source).hu)]
+    labels = segment(weights.network(device, torch.float32), first, clipped_statistics(hu), step, weights.frame_px)
+    remove_small_regions(labels)
+    return labels
+
+
+def profile(scan: Path, outputs: Path, options) -> dict:
+    """What our program does when: stages and use of CPU and memory every 0.1 s, and seconds of each package's import.
+
+    The monitor sees the run from its entry to its end; what comes before and after is the process itself.
+    """
+    cost, _, record = run_ours(scan, outputs, options)
+    (table,) = outputs.glob("logs/*/monitor.csv")
+    with table.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    columns = {"time_s": "time_s", "cpu_percent": "process_cpu_percent", "rss_mib": "rss_mib"}
+    samples = [
+        {"stage": row["stage"], **{key: float(row[column] or 0) for key, column in columns.items()}} for row in rows
+    ]
+    empty, _ = measured(app_command("--help"), options.threads)
+    before_s = min(empty.wall_s, cost.wall_s - record["monitor"]["duration_s"])
+    return {
+        "wall_s": cost.wall_s,
+        "before_monitor_s": before_s,
+        "after_monitor_s": cost.wall_s - record["monitor"]["duration_s"] - before_s,
+        "samples": samples,
+        "import_s": import_seconds(options.threads),
+    }
+
+
+def import_seconds(threads: int) -> dict[str, float]:
+    """Seconds that importing takes by package, itself only, of the modules that segmenting a case needs."""
+    code = "import app.__main__, app.pipeline"
+    environment = os.environ | {"PYTHONPROFILEIMPORTTIME": "1", "OMP_NUM_THREADS": str(threads)}
+    run = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
+    )
+    seconds: dict[str, float] = defaultdict(float)
+    for line in run.stderr.splitlines():
+        if match := IMPORT_TIME.match(line):
+            package = match[2].partition(".")[0]
+            standard = package in sys.stdlib_module_names or package in ("site", "encodings")
+            seconds["standard library" if standard else package] += int(match[1]) / 1e6
+    return dict(sorted(((name, s) for name, s in seconds.items() if s >= 0.005), key=lambda item: -item[1]))
+
+
+def ratio(plain: list[dict], ours: list[dict], key: str) -> dict[str, float]:
+    """Naive over ours, run by run: median and range."""
+    ratios = [one[key] / other[key] for one, other in zip(plain, ours, strict=True)]
+    return {"median": statistics.median(ratios), "min": min(ratios), "max": max(ratios)}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.cold_case", description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("--device", choices=("cpu", "cuda"), default="cpu")
+    add("--threads", type=int, default=2, help="and CPUs, of both programs (default: %(default)s)")
+    add("--runs", type=int, default=5, help="of each program, in turns (default: %(default)s)")
+    add("--slices", type=int, default=300)
+    add("--size", type=int, default=512, metavar="PX", help="side of a slice (default: %(default)s)")
+    add("--source", type=Path, default=EXAMPLE, help="CT whose slices are used (default: the shipped example)")
+    add("--weights", type=Path, default=WEIGHTS, help="(default: the shipped ones)")
+    add("-o", "--output", type=Path, help="result file (default: results/benchmark_cold_case[_cuda].json)")
+    options = parser.parse_args(arguments)
+    options.gpu = open_gpu(0) if options.device == "cuda" else None
+    options.idle = measure_idle(options.gpu, IDLE_S)
+    with_plain = importlib.util.find_spec("SimpleITK") is not None
+    if not with_plain:
+        print("SimpleITK is not installed: our program is measured, the naive one is not", file=sys.stderr)
+    ours, plain, differing = [], [], {}
+    with tempfile.TemporaryDirectory(prefix="cold_case-") as folder:
+        scratch = Path(folder)
+        scan = scratch / "scan_0000.nii.gz"
+        make_scan(scan, (options.slices, options.size, options.size), options.source)
+        for k in range(options.runs):
+            cost, samples, record = run_ours(scan, scratch / f"ours{k}", options)
+            ours.append(ours_entry(cost, samples, record, options))
+            print(f"ours {cost.wall_s:7.2f} s", flush=True)
+            if with_plain:
+                cost, samples, printed = run_plain(scan, scratch / "plain.nii.gz", options)
+                plain.append(entry(cost, samples, printed["seconds"], printed["torch_reserved_mib"], options))
+                print(f"naive {cost.wall_s:6.2f} s", flush=True)
+        profiled = profile(scan, scratch / "profile", options)
+        mask = read_volume(scratch / "ours0" / "scan.nii.gz").hu
+        reference = float32_mask(scan, options)
+        differing["ours_float32"] = float((mask[: len(reference)] != reference).mean())
+        if with_plain:
+            differing["plain"] = float((mask != read_volume(scratch / "plain.nii.gz").hu).mean())
+        size_mib = scan.stat().st_size / 2**20
+    result = {
+        **provenance(options.device, options.threads),
+        "dtype": record["dtype"],
+        "shape_zyx": [options.slices, options.size, options.size],
+        "scan_mib": size_mib,
+        "idle": options.idle._asdict(),
+        "ours": ours,
+        "plain": plain,
+        "plain_over_ours": {key: ratio(plain, ours, key) for key in cost._fields} if plain else {},
+        "differing_share": differing,
+        "profile": profiled,
+    }
+    output = options.output or result_path("cold_case", options.device)
+    write(result, output)
+    for key, values in result["plain_over_ours"].items():
+        print(f"{key:12} naive / ours {values['median']:.2f} ({values['min']:.2f} to {values['max']:.2f})")
+    print(f"share of voxels that differ: {differing}\n{output}")
+
+
+if __name__ == "__main__":
+    main()

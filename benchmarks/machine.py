@@ -1,0 +1,31 @@
+"""Where a benchmark ran: what each result file begins with."""
+
+from pathlib import Path
+
+import torch
+
+from training import results
+
+FLAGS = ("avx2", "avx512f", "avx512_bf16", "avx512_fp16", "amx_bf16", "amx_int8")  # those that decide on the speed
+
+
+def provenance(device: str, threads: int) -> dict:
+    """Commit, date, processor or GPU, its flags, torch, threads. On CUDA this opens the card."""
+    return {
+        **results.provenance(torch.device(device)),
+        "processor": results.processor(),
+        "flags": cpu_flags(),
+        "threads": threads,
+    }
+
+
+def cpu_flags(cpuinfo: Path = Path("/proc/cpuinfo")) -> list[str]:
+    """Of FLAGS, those that the processor has, as Linux tells it."""
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    have = {flag for line in lines if line.startswith("flags") for flag in line.split()}
+    return [flag for flag in FLAGS if flag in have]
+
+
+def result_path(name: str, device: str) -> Path:
+    """Of the result file: the GPU's stand beside the CPU's."""
+    return Path(__file__).parents[1] / "results" / f"benchmark_{name}{'_cuda' if device == 'cuda' else ''}.json"
