@@ -29,7 +29,7 @@ from app.segment import segment
 from app.volume import read_volume
 from app.weights import load_weights
 from benchmarks.machine import provenance, result_path
-from benchmarks.process import ROOT, app_command, measured
+from benchmarks.process import ROOT, app_command, measured, run_app
 from benchmarks.scan import EXAMPLE, make_scan
 from evaluation.efficiency import IDLE_S, Sampler, above_idle, figures_of, measure_idle, open_gpu
 from training.results import write
@@ -39,11 +39,9 @@ IMPORT_TIME = re.compile(r"import time:\s+(\d+) \|\s+\d+ \|\s+(\S+)$")
 
 def run_ours(scan: Path, outputs: Path, options) -> tuple:
     """Cost, organizers' samples, and our program's own record of the run."""
-    command = app_command("--inputs", scan, "--outputs", outputs, "--device", options.device, "--quiet")
     with Sampler(options.gpu) as sampler:
-        cost, _ = measured([*command, "--weights", str(options.weights)], options.threads)
-    (record,) = outputs.glob("logs/*/run.json")
-    return cost, sampler.samples, json.loads(record.read_text())
+        cost, record = run_app(scan, outputs, options.weights, options.device, options.threads)
+    return cost, sampler.samples, record
 
 
 def run_plain(scan: Path, mask: Path, options) -> tuple:
@@ -88,7 +86,7 @@ def profile(scan: Path, outputs: Path, options) -> dict:
 
     The monitor sees the run from its entry to its end; what comes before and after is the process itself.
     """
-    cost, _, record = run_ours(scan, outputs, options)
+    cost, record = run_app(scan, outputs, options.weights, options.device, options.threads)
     (table,) = outputs.glob("logs/*/monitor.csv")
     with table.open(newline="") as file:
         rows = list(csv.DictReader(file))

@@ -64,6 +64,14 @@ def app_command(*options: object) -> list[str]:
     return ["sh", str(ROOT / "predict.sh"), *map(str, options)]
 
 
+def run_app(scan: Path, outputs: Path, weights: Path, device: str, threads: int) -> tuple[Cost, dict]:
+    """Segment one scan with our program, in a process of its own: the cost, and what its run.json says."""
+    command = app_command("--inputs", scan, "--outputs", outputs, "--weights", weights, "--device", device, "--quiet")
+    cost, _ = measured(command, threads)
+    (record,) = outputs.glob("logs/*/run.json")
+    return cost, json.loads(record.read_text())
+
+
 def _main(command: list[str]) -> int:
     start_s = time.perf_counter()
     process = os.posix_spawnp(command[0], command, os.environ)

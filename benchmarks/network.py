@@ -1,0 +1,103 @@
+"""Slices a second through the network alone: `python -m benchmarks.network`.
+
+By dtype, batch, memory format, with batch norm folded or not, timed by torch.utils.benchmark (median of as many
+passes as fit the time), in TFLOP/s beside what a large matrix product reaches in the same process and dtype.
+"""
+
+import argparse
+import itertools
+from pathlib import Path
+
+import torch
+from torch.utils.benchmark import Timer
+from torch.utils.flop_counter import FlopCounterMode
+
+from app.__main__ import WEIGHTS
+from app.network import DeepLabV3Plus
+from app.weights import fold_batch_norm, load_weights
+from benchmarks.machine import provenance, result_path
+from training.results import write
+
+DTYPES = {"cpu": (torch.float32, torch.bfloat16), "cuda": (torch.float32, torch.bfloat16, torch.float16)}
+MATRIX = {"cpu": 4096, "cuda": 16384}  # rows and columns: large enough that more does not help
+FORMATS = {"NCHW": torch.contiguous_format, "NHWC": torch.channels_last}
+
+
+def slice_gflop(size_px: int) -> float:
+    """Multiplications and additions of one slice, in 10^9, as torch counts them (convolutions only)."""
+    with torch.device("meta"):
+        network, image = DeepLabV3Plus().eval(), torch.empty(1, 1, size_px, size_px)
+    with FlopCounterMode(display=False) as counter:
+        network(image)
+    return counter.get_total_flops() / 1e9
+
+
+def seconds(statement: str, names: dict, threads: int, min_time_s: float) -> float:
+    """Median seconds of a statement; on CUDA the timer waits for the card."""
+    return Timer(statement, globals=names, num_threads=threads).blocked_autorange(min_run_time=min_time_s).median
+
+
+def matmul_tflops(device: str, dtype: torch.dtype, options) -> float:
+    """What a square matrix product reaches."""
+    n = options.matrix or MATRIX[device]
+    a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
+    return 2e-12 * n**3 / seconds("a @ b", {"a": a, "b": b}, options.threads, options.min_time_s)
+
+
+def network(state: dict, folded: bool, device: str, dtype: torch.dtype, memory_format: torch.memory_format):
+    """The trained network as asked for, in evaluation mode."""
+    network = DeepLabV3Plus()
+    network.load_state_dict(state)
+    network.eval()
+    return (fold_batch_norm(network) if folded else network).to(device, dtype, memory_format=memory_format)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.network", description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("--device", choices=("cpu", "cuda"), default="cpu")
+    add("--threads", type=int, default=2, help="(default: %(default)s)")
+    add("--batches", type=int, nargs="+", default=[1, 2, 4, 8], metavar="N", help="slices a pass (default: 1 2 4 8)")
+    add("--size", type=int, default=512, metavar="PX", help="side of a slice (default: %(default)s)")
+    add("--min-time-s", type=float, default=1.0, help="of each measurement (default: %(default)s)")
+    add("--matrix", type=int, metavar="N", help="side of the matrix product (default: 4096; on CUDA 16384)")
+    add("--weights", type=Path, default=WEIGHTS, help="(default: the shipped ones)")
+    add("-o", "--output", type=Path, help="result file (default: results/benchmark_network[_cuda].json)")
+    options = parser.parse_args(arguments)
+    # cuDNN's float32 convolutions are TF32 by default: the product they are held against has to be, too.
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32
+    device, gflop = options.device, slice_gflop(options.size)
+    state = load_weights(options.weights).state
+    peak_tflops, measurements = {}, []
+    with torch.inference_mode():
+        for dtype in DTYPES[device]:
+            name = str(dtype).removeprefix("torch.")
+            peak_tflops[name] = matmul_tflops(device, dtype, options)
+            for folded, layout in itertools.product((False, True), FORMATS):
+                net = network(state, folded, device, dtype, FORMATS[layout])
+                for batch in options.batches:
+                    images = torch.randn(batch, 1, options.size, options.size, device=device)
+                    images = images.to(dtype, memory_format=FORMATS[layout])
+                    pass_s = seconds("net(images)", {"net": net, "images": images}, options.threads, options.min_time_s)
+                    slices_per_s = batch / pass_s
+                    measurements.append(
+                        {"dtype": name, "folded": folded, "format": layout, "batch": batch}
+                        | {"slices_per_s": slices_per_s, "peak_share": slices_per_s * gflop / 1e3 / peak_tflops[name]}
+                    )
+                    print(
+                        f"{name:9} {'folded' if folded else 'as is':6} {layout} x{batch}: {slices_per_s:8.2f} slices/s"
+                    )
+    result = {
+        **provenance(device, options.threads),
+        "slice_px": options.size,
+        "slice_gflop": gflop,
+        "matmul_tflops": peak_tflops,
+        "measurements": measurements,
+    }
+    output = options.output or result_path("network", device)
+    write(result, output)
+    print(output)
+
+
+if __name__ == "__main__":
+    main()

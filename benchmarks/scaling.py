@@ -1,0 +1,82 @@
+"""Time and memory against the size of the scan, whole processes: `python -m benchmarks.scaling`.
+
+More slices at one size, then other sizes. What is claimed: time is linear in the slices, and the peak of memory is
+the int16 volume, the uint8 mask and something that does not grow.
+"""
+
+import argparse
+import math
+import statistics
+import tempfile
+from pathlib import Path
+
+from app.__main__ import WEIGHTS
+from benchmarks.machine import provenance, result_path
+from benchmarks.process import run_app
+from benchmarks.scan import EXAMPLE, make_scan
+from training.results import write
+
+VOXEL_BYTES = 3  # int16 HU and uint8 label
+
+
+def measure(shape_zyx: tuple[int, int, int], options) -> dict:
+    """One scan, one process."""
+    with tempfile.TemporaryDirectory(prefix="scaling-") as folder:
+        scan = Path(folder) / "scan_0000.nii.gz"
+        make_scan(scan, shape_zyx, options.source, level=1)
+        cost, record = run_app(scan, Path(folder) / "masks", options.weights, options.device, options.threads)
+    volumes_mib = VOXEL_BYTES * math.prod(shape_zyx) / 2**20
+    print(
+        f"{shape_zyx}: {cost.wall_s:.1f} s, {cost.peak_rss_mib:.0f} MiB, of which volumes {volumes_mib:.0f}", flush=True
+    )
+    return {
+        "shape_zyx": list(shape_zyx),
+        **cost._asdict(),
+        "volumes_mib": volumes_mib,
+        "rest_mib": cost.peak_rss_mib - volumes_mib,
+        "peak_gpu_mib": record["monitor"]["peak_gpu_mib"],
+        "torch_reserved_mib": record["monitor"]["peak_torch_reserved_mib"],
+    }
+
+
+def line(points: list[dict]) -> dict:
+    """The least-squares line of seconds over slices, and how far the measurements lie from it."""
+    slices, wall_s = [point["shape_zyx"][0] for point in points], [point["wall_s"] for point in points]
+    per_slice_s, start_s = statistics.linear_regression(slices, wall_s)
+    return {
+        "start_s": start_s,
+        "per_slice_s": per_slice_s,
+        "r_squared": statistics.correlation(slices, wall_s) ** 2,
+        "largest_deviation": max(abs(start_s + per_slice_s * n - s) / s for n, s in zip(slices, wall_s, strict=True)),
+    }
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.scaling", description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("--device", choices=("cpu", "cuda"), default="cpu")
+    add("--threads", type=int, default=2, help="and CPUs (default: %(default)s)")
+    add("--slices", type=int, nargs="+", default=[30, 75, 150, 300, 600, 1200], metavar="N",
+        help="of scans of the first size (default: 30 75 150 300 600 1200)")  # fmt: skip
+    add("--sizes", type=int, nargs="+", default=[512, 256, 768], metavar="PX", help="sides (default: 512 256 768)")
+    add("--source", type=Path, default=EXAMPLE, help="CT whose slices are used (default: the shipped example)")
+    add("--weights", type=Path, default=WEIGHTS, help="(default: the shipped ones)")
+    add("-o", "--output", type=Path, help="result file (default: results/benchmark_scaling[_cuda].json)")
+    options = parser.parse_args(arguments)
+    first, *others = options.sizes
+    middle = sorted(options.slices)[(len(options.slices) - 1) // 2]
+    by_slices = [measure((slices, first, first), options) for slices in sorted(options.slices)]
+    by_size = [measure((middle, size, size), options) for size in others]
+    result = {
+        **provenance(options.device, options.threads),
+        "by_slices": by_slices,
+        "by_size": by_size,
+        "line": line(by_slices),
+    }
+    output = options.output or result_path("scaling", options.device)
+    write(result, output)
+    print(f"{result['line']}\n{output}")
+
+
+if __name__ == "__main__":
+    main()
