@@ -1,7 +1,7 @@
 """Slices a second through the network alone: `python -m benchmarks.network`.
 
-By dtype, batch, memory format, with batch norm folded or not, timed by torch.utils.benchmark (median of as many
-passes as fit the time), in TFLOP/s beside what a large matrix product reaches in the same process and dtype.
+By dtype, batch, memory format and form (see FORMS), timed by torch.utils.benchmark (median of as many passes as fit
+the time), in TFLOP/s beside what a large matrix product reaches in the same process and dtype.
 """
 
 import argparse
@@ -13,14 +13,20 @@ from torch.utils.benchmark import Timer
 from torch.utils.flop_counter import FlopCounterMode
 
 from app.__main__ import WEIGHTS
+from app.fuse import fold_batch_norm, fuse
 from app.network import DeepLabV3Plus
-from app.weights import fold_batch_norm, load_weights
+from app.weights import load_weights
 from benchmarks.machine import provenance, result_path
 from training.results import write
 
 DTYPES = {"cpu": (torch.float32, torch.bfloat16), "cuda": (torch.float32, torch.bfloat16, torch.float16)}
 MATRIX = {"cpu": 4096, "cuda": 16384}  # rows and columns: large enough that more does not help
 FORMATS = {"NCHW": torch.contiguous_format, "NHWC": torch.channels_last}
+FORMS = {  # what is done to the network, how it is called, in which memory formats
+    "as trained": (lambda net, device: net, "net(images)", ("NCHW", "NHWC")),
+    "batch norm folded": (lambda net, device: fold_batch_norm(net), "net(images)", ("NCHW", "NHWC")),
+    "as app/ runs it": (fuse, "net.quarter_logits(images)", ("NHWC",)),
+}
 
 
 def slice_gflop(size_px: int) -> float:
@@ -44,12 +50,12 @@ def matmul_tflops(device: str, dtype: torch.dtype, options) -> float:
     return 2e-12 * n**3 / seconds("a @ b", {"a": a, "b": b}, options.threads, options.min_time_s)
 
 
-def network(state: dict, folded: bool, device: str, dtype: torch.dtype, memory_format: torch.memory_format):
-    """The trained network as asked for, in evaluation mode."""
+def network(state: dict, form: str, device: str, dtype: torch.dtype, memory_format: torch.memory_format):
+    """The trained network in a form, in evaluation mode."""
     network = DeepLabV3Plus()
     network.load_state_dict(state)
-    network.eval()
-    return (fold_batch_norm(network) if folded else network).to(device, dtype, memory_format=memory_format)
+    network = FORMS[form][0](network.eval(), torch.device(device))
+    return network.to(device, dtype, memory_format=memory_format)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -59,7 +65,7 @@ def main(arguments: list[str] | None = None) -> None:
     add("--threads", type=int, default=2, help="(default: %(default)s)")
     add("--batches", type=int, nargs="+", default=[1, 2, 4, 8], metavar="N", help="slices a pass (default: 1 2 4 8)")
     add("--size", type=int, default=512, metavar="PX", help="side of a slice (default: %(default)s)")
-    add("--min-time-s", type=float, default=1.0, help="of each measurement (default: %(default)s)")
+    add("--min-time-s", type=float, default=0.5, help="of each measurement (default: %(default)s)")
     add("--matrix", type=int, metavar="N", help="side of the matrix product (default: 4096; on CUDA 16384)")
     add("--weights", type=Path, default=WEIGHTS, help="(default: the shipped ones)")
     add("-o", "--output", type=Path, help="result file (default: results/benchmark_network[_cuda].json)")
@@ -73,20 +79,19 @@ def main(arguments: list[str] | None = None) -> None:
         for dtype in DTYPES[device]:
             name = str(dtype).removeprefix("torch.")
             peak_tflops[name] = matmul_tflops(device, dtype, options)
-            for folded, layout in itertools.product((False, True), FORMATS):
-                net = network(state, folded, device, dtype, FORMATS[layout])
-                for batch in options.batches:
+            for form, (_, statement, layouts) in FORMS.items():
+                for layout, batch in itertools.product(layouts, options.batches):
                     images = torch.randn(batch, 1, options.size, options.size, device=device)
-                    images = images.to(dtype, memory_format=FORMATS[layout])
-                    pass_s = seconds("net(images)", {"net": net, "images": images}, options.threads, options.min_time_s)
-                    slices_per_s = batch / pass_s
+                    names = {
+                        "net": network(state, form, device, dtype, FORMATS[layout]),
+                        "images": images.to(dtype, memory_format=FORMATS[layout]),
+                    }
+                    slices_per_s = batch / seconds(statement, names, options.threads, options.min_time_s)
                     measurements.append(
-                        {"dtype": name, "folded": folded, "format": layout, "batch": batch}
+                        {"dtype": name, "form": form, "format": layout, "batch": batch}
                         | {"slices_per_s": slices_per_s, "peak_share": slices_per_s * gflop / 1e3 / peak_tflops[name]}
                     )
-                    print(
-                        f"{name:9} {'folded' if folded else 'as is':6} {layout} x{batch}: {slices_per_s:8.2f} slices/s"
-                    )
+                    print(f"{name:9} {form:17} {layout} x{batch}: {slices_per_s:8.2f} slices/s", flush=True)
     result = {
         **provenance(device, options.threads),
         "slice_px": options.size,

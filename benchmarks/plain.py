@@ -77,14 +77,14 @@ def segment_file(ct: Path, mask: Path, weights: Path, device: str = "cpu") -> di
     }
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.plain", description=__doc__.splitlines()[0])
     parser.add_argument("ct", type=Path, help="input file")
     parser.add_argument("mask", type=Path, help="output file, .nii.gz")
     parser.add_argument("--weights", type=Path, default=WEIGHTS, help="(default: the shipped ones)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    arguments = parser.parse_args()
-    print(json.dumps(segment_file(arguments.ct, arguments.mask, arguments.weights, arguments.device)))
+    options = parser.parse_args(arguments)
+    print(json.dumps(segment_file(options.ct, options.mask, options.weights, options.device)))
 
 
 if __name__ == "__main__":

@@ -138,12 +138,10 @@ def network(result: dict) -> str:
     measurements = result["measurements"]
     batches = sorted({m["batch"] for m in measurements})
     rows = []
-    for (dtype, folded, layout), group in itertools.groupby(
-        measurements, lambda m: (m["dtype"], m["folded"], m["format"])
-    ):
+    for (dtype, form, layout), group in itertools.groupby(measurements, lambda m: (m["dtype"], m["form"], m["format"])):
         by_batch = {m["batch"]: f"{_number(m['slices_per_s'])} ({100 * m['peak_share']:.0f} %)" for m in group}
         cells = [by_batch.get(batch, "") for batch in batches]
-        rows.append([f"{dtype}, {layout}, batch norm {'folded' if folded else 'as is'}", *cells])
+        rows.append([f"{dtype}, {form}, {layout}", *cells])
     peaks = ", ".join(f"{_number(tflops)} in {dtype}" for dtype, tflops in result["matmul_tflops"].items())
     return (
         f"{_markdown(['slices a second', *(f'{batch} a pass' for batch in batches)], rows)}\n"

@@ -1,0 +1,271 @@
+"""The benchmarks: the naive program is an oracle of ours, costs are those of the process, commands and tables work."""
+
+import importlib
+import itertools
+import json
+import sys
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+
+from app.__main__ import WEIGHTS, main
+from benchmarks import cold_case, network, plain, plot, process, scaling, scan
+from benchmarks.machine import cpu_flags, result_path
+from evaluation import study
+from tests.scans import mask_array, save_ct, smooth_hu
+
+
+def table_cells(markdown):
+    """{first cell: the others} of a Markdown table."""
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in markdown.splitlines() if line[:1] == "|"]
+    return {row[0]: row[1:] for row in rows}
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    """A small CT to take slices from."""
+    return save_ct(tmp_path_factory.mktemp("source") / "ct.nii.gz", smooth_hu((3, 64, 64)))
+
+
+# The naive program
+
+
+def test_naive_program_and_ours_agree_on_real_slices(tmp_path):
+    """Another reader, another orientation code, float32, no folding, another region filter, another writer."""
+    whole = nib.load(scan.EXAMPLE)
+    turned = whole.slicer[:, :, 20:24].as_reoriented([[1, 1], [0, -1], [2, -1]])  # axes swapped, two flipped
+    ct = tmp_path / "scan_0000.nii.gz"
+    nib.save(turned, ct)
+    plain.segment_file(ct, tmp_path / "plain.nii.gz", WEIGHTS)
+    assert main(["--inputs", str(ct), "--outputs", str(tmp_path / "ours"), "--device", "cpu", "--quiet"]) == 0
+    ours, naive = tmp_path / "ours" / "scan.nii.gz", tmp_path / "plain.nii.gz"
+    np.testing.assert_allclose(nib.load(naive).affine, nib.load(ours).affine, atol=1e-4)
+    ours, naive = mask_array(ours), mask_array(naive)
+    assert (ours == naive).mean() >= 0.999
+    assert (ours == naive)[naive > 0].mean() >= 0.99  # air agrees in any case
+    assert len(np.unique(naive)) > 5
+
+
+def test_naive_program_drops_small_regions(tmp_path, monkeypatch, weights_path):
+    """A network that sees 49 and 50 bright pixels as an organ."""
+
+    class Bright(torch.nn.Module):
+        def load_state_dict(self, state):
+            assert "classifier.weight" in state
+
+        def forward(self, x):
+            logits = torch.zeros(1, 14, *x.shape[2:])
+            logits[:, 0] = 0.7  # above the bias
+            logits[:, 6] = torch.where(x[:, 0] > 1, 1.0, -1.0)
+            return logits
+
+    monkeypatch.setattr("app.network.DeepLabV3Plus", Bright)
+    hu = np.zeros((2, 32, 32), np.int16)
+    hu[0, 1, :25] = hu[0, 2, 25:] = hu[0, 3, :24] = 900  # 25 + 7 touching by a corner; 24 alone
+    hu[1, 10:15, 10:20] = 900  # 50
+    hu[1, 20:27, 20:27] = 900  # 49
+    ct = save_ct(tmp_path / "ct.nii.gz", hu)
+    plain.segment_file(ct, tmp_path / "mask.nii.gz", weights_path)
+    expected = np.zeros(hu.shape)
+    expected[1, 10:15, 10:20] = 6
+    np.testing.assert_array_equal(mask_array(tmp_path / "mask.nii.gz").T, expected)
+
+
+# The scan
+
+
+def test_mirrored_indices():
+    assert scan.mirrored(0, 8, 3).tolist() == [0, 1, 2, 2, 1, 0, 0, 1]
+    assert scan.mirrored(-2, 7, 3).tolist() == [1, 0, 0, 1, 2, 2, 1]
+    assert scan.mirrored(1, 2, 4).tolist() == [1, 2]
+
+
+@pytest.mark.parametrize("shape", [(7, 64, 64), (2, 32, 32), (3, 96, 80)])
+def test_scan_is_made_of_the_sources_slices(tmp_path, source, shape):
+    path = tmp_path / "made.nii.gz"
+    scan.make_scan(path, shape, source, level=1)
+    made, original = nib.load(path), np.asarray(nib.load(source).dataobj).T
+    assert made.get_data_dtype() == np.int16
+    np.testing.assert_array_equal(made.affine, nib.load(source).affine)
+    pads = [(max(0, (want - have) // 2),) * 2 for want, have in zip(shape[1:], (64, 64), strict=True)]
+    cuts = [slice((have - want) // 2, (have + want) // 2) if want < have else slice(None)
+            for want, have in zip(shape[1:], (64, 64), strict=True)]  # fmt: skip
+    expected = np.pad(original[(slice(None), *cuts)], [(0, 6), *pads], "symmetric")[: shape[0]]
+    np.testing.assert_array_equal(np.asarray(made.dataobj).T, expected)
+
+
+def test_scan_of_another_type_is_refused(tmp_path):
+    path = tmp_path / "float.nii.gz"
+    nib.save(nib.Nifti1Image(np.zeros((2, 2, 2), np.float32), np.eye(4)), path)
+    with pytest.raises(ValueError, match="int16"):
+        scan.make_scan(tmp_path / "made.nii.gz", (2, 2, 2), path)
+
+
+# What a process costs
+
+
+def test_cost_is_that_of_the_process_alone():
+    ballast = np.ones(400 << 17)  # 400 MiB of ours
+    work = "import time; x = b'1' * (200 << 20); end = time.process_time() + 0.3\nwhile time.process_time() < end: pass"
+    cost, printed = process.measured([sys.executable, "-c", f"{work}\ntime.sleep(0.3); print('said')"], 1)
+    assert printed == "said" and ballast[-1]
+    assert 200 < cost.peak_rss_mib < 300
+    assert 0.3 <= cost.cpu_s < 0.3 + 1
+    assert cost.wall_s >= 0.6
+
+
+def test_process_gets_as_many_cpus_as_threads():
+    ask = "import os; print(len(os.sched_getaffinity(0)), os.environ['OMP_NUM_THREADS'])"
+    before = process.os.sched_getaffinity(0)
+    assert process.measured([sys.executable, "-c", ask], 1)[1] == "1 1"
+    assert process.os.sched_getaffinity(0) == before
+    with pytest.raises(ValueError, match="CPUs"):
+        process.measured(["true"], len(before) + 1)
+
+
+def test_failure_of_a_process_is_told():
+    with pytest.raises(process.CommandFailed, match=r"status 3: last words"):
+        process.measured(["sh", "-c", "echo last words >&2; exit 3"], 1)
+
+
+def test_cpu_flags(tmp_path):
+    file = tmp_path / "cpuinfo"
+    file.write_text("model name\t: X\nflags\t\t: fpu amx_bf16 avx2 amx_bf16_of_another\n")
+    assert cpu_flags(file) == ["avx2", "amx_bf16"]
+    assert cpu_flags(tmp_path / "absent") == []
+
+
+# The commands, small, and their tables
+
+
+@pytest.fixture(scope="module")
+def cold_result(tmp_path_factory, source, weights_path):
+    """What the command writes of one run of each program."""
+    output = tmp_path_factory.mktemp("results") / "benchmark_cold_case.json"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cold_case, "IDLE_S", 0.2)
+        options = ["--threads", "1", "--runs", "1", "--slices", "5", "--size", "64", "--source", str(source)]
+        cold_case.main([*options, "--weights", str(weights_path), "-o", str(output)])
+    return output
+
+
+def test_cold_case(cold_result):
+    result = json.loads(cold_result.read_text())
+    (ours,), (naive,) = result["ours"], result["plain"]
+    for run in (ours, naive):
+        stages = run["seconds"]
+        assert {"start-up", "read", "preprocess", "segment", "postprocess", "write"} <= set(stages)
+        assert sum(stages.values()) - stages["read"] < run["wall_s"]
+        assert run["organizers"]["seconds"] == run["wall_s"]
+    assert result["plain_over_ours"]["wall_s"]["median"] == pytest.approx(naive["wall_s"] / ours["wall_s"])
+    assert 0 <= result["differing_share"]["plain"] < 0.05  # random weights: many a pixel is undecided
+    assert 0 <= result["differing_share"]["ours_float32"] < 0.05
+    assert result["shape_zyx"] == [5, 64, 64] and result["threads"] == 1
+    profile = result["profile"]
+    stages = {stage for sample in profile["samples"] for stage in sample["stage"].split("+")}
+    assert "start-up" in stages
+    times = [sample["time_s"] for sample in profile["samples"]]
+    assert times == sorted(times)
+    assert profile["before_monitor_s"] + times[-1] + profile["after_monitor_s"] == pytest.approx(
+        profile["wall_s"], abs=0.05
+    )
+    assert next(iter(profile["import_s"])) == "torch"
+
+
+def test_cold_case_tables(cold_result):
+    result = json.loads(cold_result.read_text())
+    table = table_cells(study.make("benchmark_cold_case", cold_result.parent))
+    assert table["64x64x5, 1 CPU"] == ["ours", "naive", "naive / ours"]
+    assert float(table["from start to mask"][0].split()[0]) == pytest.approx(result["ours"][0]["wall_s"], rel=0.01)
+    assert float(table["from start to mask"][1].split()[0]) == pytest.approx(result["plain"][0]["wall_s"], rel=0.01)
+    stages = table_cells(study.make("benchmark_cold_case.stages", cold_result.parent))
+    assert stages["segment"] == [f"{result[who][0]['seconds']['segment']:.2f}" for who in ("ours", "plain")]
+    figures = table_cells(study.make("benchmark_cold_case.organizers", cold_result.parent))
+    assert figures["Time, s"][-1] == "20.3" and figures["GPU_Mem, MiB"] == ["", "", "", "", "1,917"]
+    timeline = study.make("benchmark_cold_case.timeline", cold_result.parent).splitlines()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in timeline if line[:3] != "| -"]
+    rows = [row for row in rows if len(row) == 5][1:]
+    assert rows[0][0] == "0.0" and float(rows[-1][1]) == pytest.approx(result["profile"]["wall_s"], abs=0.06)
+    for before, after in itertools.pairwise(rows):
+        assert before[1] == after[0]  # no time is left out
+
+
+def test_tables_without_the_naive_program(tmp_path, cold_result):
+    result = json.loads(cold_result.read_text())
+    del result["differing_share"]["plain"]
+    (tmp_path / "benchmark_cold_case_cuda.json").write_text(json.dumps({**result, "plain": [], "plain_over_ours": {}}))
+    for part in ("", ".stages", ".timeline", ".organizers"):
+        assert "|" in study.make(f"benchmark_cold_case_cuda{part}", tmp_path)
+
+
+def test_ratio_is_run_by_run():
+    runs = [{"wall_s": value} for value in (10.0, 40.0, 60.0)], [{"wall_s": value} for value in (5.0, 10.0, 20.0)]
+    assert cold_case.ratio(*runs, "wall_s") == {"median": 3.0, "min": 2.0, "max": 4.0}
+
+
+def test_network(tmp_path, weights_path, monkeypatch):
+    output = tmp_path / "benchmark_network.json"
+    options = ["--threads", "1", "--batches", "1", "2", "--size", "64", "--min-time-s", "0.01", "--matrix", "64"]
+    network.main([*options, "--weights", str(weights_path), "-o", str(output)])
+    result = json.loads(output.read_text())
+    assert len(result["measurements"]) == 2 * 5 * 2
+    one = result["measurements"][0]
+    tflops = one["slices_per_s"] * result["slice_gflop"] / 1000
+    assert one["peak_share"] == pytest.approx(tflops / result["matmul_tflops"]["float32"])
+    table = table_cells(study.make("benchmark_network", tmp_path))
+    assert list(table)[2] == "float32, as trained, NCHW" and len(table) == 2 + 10
+    assert table["slices a second"] == ["1 a pass", "2 a pass"]
+    assert table["float32, as trained, NCHW"][0].startswith(study._number(one["slices_per_s"]))
+    options = type("Options", (), {"matrix": 100, "threads": 1, "min_time_s": 1})
+    monkeypatch.setattr(network, "seconds", lambda *_: 0.5)
+    assert network.matmul_tflops("cpu", torch.float32, options) == pytest.approx(2 * 100**3 / 0.5 / 1e12)
+
+
+def test_slice_flops():
+    assert network.slice_gflop(512) == pytest.approx(40.56, abs=0.01)  # twice the multiply-adds of its convolutions
+    assert network.slice_gflop(256) == pytest.approx(40.56 / 4, abs=0.01)
+
+
+def test_scaling(tmp_path, source, weights_path):
+    output = tmp_path / "benchmark_scaling.json"
+    options = ["--threads", "1", "--slices", "2", "6", "--sizes", "64", "32", "--source", str(source)]
+    scaling.main([*options, "--weights", str(weights_path), "-o", str(output)])
+    result = json.loads(output.read_text())
+    assert [point["shape_zyx"] for point in result["by_slices"]] == [[2, 64, 64], [6, 64, 64]]
+    assert [point["shape_zyx"] for point in result["by_size"]] == [[2, 32, 32]]
+    point = result["by_slices"][1]
+    assert point["volumes_mib"] == pytest.approx(6 * 64 * 64 * 3 / 2**20)
+    assert point["rest_mib"] == pytest.approx(point["peak_rss_mib"] - point["volumes_mib"])
+    table = table_cells(study.make("benchmark_scaling", tmp_path))
+    assert list(table)[2:] == ["64x64x2", "64x64x6", "32x32x2"]
+    assert float(table["64x64x6"][0]) == pytest.approx(point["wall_s"], rel=0.01)
+    plot.main([str(output), "-o", str(tmp_path / "scaling.svg")])
+    assert "slices of 64x64" in (tmp_path / "scaling.svg").read_text()
+
+
+def test_line_through_seconds():
+    points = [{"shape_zyx": [n, 1, 1], "wall_s": 2 + 0.5 * n} for n in (2, 4, 8)]
+    line = scaling.line(points)
+    assert line["start_s"] == pytest.approx(2) and line["per_slice_s"] == pytest.approx(0.5)
+    assert line["r_squared"] == pytest.approx(1) and line["largest_deviation"] == pytest.approx(0, abs=1e-12)
+    points = [{"shape_zyx": [n, 1, 1], "wall_s": s} for n, s in ((0, 10), (1, 13), (2, 10))]  # the line: 11
+    assert scaling.line(points)["largest_deviation"] == pytest.approx(2 / 13)
+
+
+def test_plot_of_this_repository_is_up_to_date(tmp_path):
+    result = result_path("scaling", "cpu")
+    if not result.exists():
+        pytest.skip("no result file yet")
+    plot.main([str(result), "-o", str(tmp_path / "scaling.svg")])
+    assert (tmp_path / "scaling.svg").read_text() == plot.OUTPUT.read_text()
+
+
+@pytest.mark.parametrize("name", ["__main__", "cold_case", "network", "plain", "plot", "scaling"])
+def test_help(name, capsys):
+    module = importlib.import_module(f"benchmarks.{name}")
+    with pytest.raises(SystemExit, match="0"):
+        module.main(["--help"])
+    command = "python -m benchmarks" + ("" if name == "__main__" else f".{name}")
+    assert f"usage: {command} [-h]" in " ".join(capsys.readouterr().out.split())
