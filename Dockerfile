@@ -1,8 +1,8 @@
 # CT in, organ mask out: docker build -t team .
 FROM debian:bookworm-slim
 
-# torch's version decides the CUDA generation and with it the oldest driver (README, "Drivers"); pip's index
-# decides between CPU and CUDA builds.
+# torch's version decides the CUDA generation and with it the oldest driver (README, "Drivers"); every version has a
+# lock. Where pip's index has its CPU build too, the image gets that one.
 ARG TORCH_VERSION=2.13.0
 ARG PIP_INDEX_URL
 ARG PIP_EXTRA_INDEX_URL
@@ -11,13 +11,17 @@ RUN apt-get update \
  && apt-get install -y --no-install-recommends python3 python3-venv \
  && rm -rf /var/lib/apt/lists/*
 
-COPY requirements.txt /opt/requirements.txt
-# A read-only root cannot compile: every .pyc is made here, or each case would pay for it. pip itself is not needed.
-RUN sed -i "s/^torch==.*/torch==${TORCH_VERSION}/" /opt/requirements.txt \
- && python3 -m venv /opt/venv \
- && /opt/venv/bin/pip install --no-cache-dir --no-compile -r /opt/requirements.txt \
+COPY locks /opt/locks
+# Only files with the lock's hashes are installed; pip itself is not needed then, nor what is for compilers and the
+# packages' own tests. A read-only root cannot compile: every .pyc is made here, or each case would pay for it.
+RUN python3 -m venv /opt/venv \
+ && if /opt/venv/bin/pip index versions torch 2>/dev/null | grep -qwF "${TORCH_VERSION}+cpu"; then cpu=+cpu; fi \
+ && /opt/venv/bin/pip install --no-cache-dir --no-compile --require-hashes -r "/opt/locks/torch-${TORCH_VERSION}${cpu:-}.txt" \
  && /opt/venv/bin/pip uninstall -y pip setuptools \
- && { /opt/venv/bin/python -m compileall -q -j 0 /opt/venv/lib || true; }  # some test data of packages is not Python
+ && cd /opt/venv/lib/python3*/site-packages \
+ && rm -rf torch/include torch/test torch/bin/test_* torch/bin/protoc* nvidia/*/include \
+ && find . \( -name tests -o -name '*.a' \) -prune -exec rm -rf {} + \
+ && { /opt/venv/bin/python -m compileall -q -j 0 . || true; }  # torch has files for newer Pythons
 
 WORKDIR /workspace
 COPY predict.sh ./

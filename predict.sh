@@ -20,13 +20,20 @@ if [ -z "$python" ]; then
       echo "predict.sh: $base has no venv module (Debian, Ubuntu: apt install python3-venv)" >&2
       exit 2
     fi
-    echo "predict.sh: first run: installing the packages of requirements.txt into .venv" >&2
-    if ! "$base" -m venv "$here/.venv" >&2 ||
-      ! "$python" -m pip install --quiet --disable-pip-version-check -r "$here/requirements.txt" >&2; then
-      echo "predict.sh: the packages could not be installed, see above" >&2
-      exit 2
+    mkdir -p "$here/.venv" || exit 2
+    exec 9>"$here/.venv/lock"
+    # Of two first runs at one moment the second waits. The lock is the open file's: it ends with it, however it ends.
+    "$base" -c 'import fcntl; fcntl.flock(9, fcntl.LOCK_EX)'
+    if ! cmp -s "$here/requirements.txt" "$installed"; then
+      echo "predict.sh: first run: installing the packages of requirements.txt into .venv" >&2
+      if ! "$base" -m venv "$here/.venv" >&2 ||
+        ! "$python" -m pip install --quiet --disable-pip-version-check -r "$here/requirements.txt" >&2; then
+        echo "predict.sh: the packages could not be installed, see above" >&2
+        exit 2
+      fi
+      cp "$here/requirements.txt" "$installed"
     fi
-    cp "$here/requirements.txt" "$installed"
+    exec 9>&-
   fi
   [ $# -gt 0 ] || set -- --inputs "$here/examples" --outputs "$here/outputs" --preview
 fi

@@ -2,8 +2,10 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -178,3 +180,50 @@ def test_with_no_arguments_on_a_bare_machine_it_segments_the_example(tree, elsew
     example = ["--inputs", f"{tree}/examples", "--outputs", f"{tree}/outputs", "--preview"]
     assert run.stdout.splitlines() == [str(elsewhere), *example]
     assert list((ROOT / "examples").glob("*_0000.nii.gz"))
+
+
+def slow_python(path, seconds):
+    """A `fake_python` whose pip takes its time and says when it is done."""
+    fake_python(path)
+    path.write_text(path.read_text().replace("; exit 0 ;;", f"; sleep {seconds}; echo done >> {path.parent}/calls ;;"))
+    (path.parent / "sleep").symlink_to(shutil.which("sleep"))
+
+
+def start(script, cwd, path):
+    environment = {"PATH": str(path)}
+    return subprocess.Popen([SHELL, str(script), "x"], cwd=cwd, env=environment, stdout=-1, stderr=-1, text=True)
+
+
+def wait_for(condition, limit_s=20):
+    deadline = time.monotonic() + limit_s
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_of_two_first_runs_at_once_one_installs_and_the_other_waits(tree, elsewhere, bare_path):
+    slow_python(bare_path / "python3", seconds=1)
+    runs = [start(tree / "predict.sh", elsewhere, bare_path) for _ in range(3)]
+    results = [(*run.communicate(timeout=60), run.returncode) for run in runs]
+    assert [(out, status) for out, _, status in results] == [(f"{elsewhere}\nx\n", 7)] * 3
+    assert sorted("first run" in err for _, err, _ in results) == [False, False, True]
+    assert len(calls(bare_path)) == 2  # one pip, and its end
+
+
+def test_a_first_run_that_is_killed_holds_up_no_other(tree, elsewhere, bare_path):
+    slow_python(bare_path / "python3", seconds=600)
+    killed = subprocess.Popen([SHELL, str(tree / "predict.sh"), "x"], cwd=elsewhere, env={"PATH": str(bare_path)},
+                              stderr=subprocess.DEVNULL, start_new_session=True)  # fmt: skip
+    wait_for(lambda: calls(bare_path))
+    os.killpg(killed.pid, signal.SIGKILL)
+    killed.wait()
+    fake_python(bare_path / "python3")
+    run = predict(tree / "predict.sh", "x", cwd=elsewhere, path=bare_path)
+    assert (run.returncode, run.stdout) == (7, f"{elsewhere}\nx\n")
+    assert len(calls(bare_path)) == 2
+
+
+def test_the_lock_is_given_back_before_the_program_starts(tree, elsewhere, bare_path):
+    fake_python(bare_path / "python3")
+    (tree / "app" / "__main__.py").write_text("import os\ntry:\n    os.fstat(9)\nexcept OSError:\n    print('free')\n")
+    assert predict(tree / "predict.sh", "x", cwd=elsewhere, path=bare_path).stdout == "free\n"
