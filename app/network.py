@@ -78,6 +78,7 @@ class ASPP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         pooled = self.image_pooling(x).expand(-1, -1, *x.shape[-2:])
+        pooled = pooled.contiguous(memory_format=torch.channels_last)  # as the others, or cat leaves the fast path
         return self.project(torch.cat([branch(x) for branch in self.branches] + [pooled], dim=1))
 
 
@@ -89,7 +90,7 @@ class DeepLabV3Plus(nn.Module):
 
     Shapes:
         input: (N, 1, H, W) float, H and W multiples of 16.
-        output: (N, num_classes, H, W) logits of the input's dtype.
+        output: (N, num_classes, H, W) logits of the input's dtype; of `quarter_logits` a quarter of H and W.
 
     Raises:
         ValueError: H or W is not a multiple of 16.
@@ -104,12 +105,15 @@ class DeepLabV3Plus(nn.Module):
         self.classifier = nn.Conv2d(256 + 48, num_classes, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
+        return upsample_4x(self.quarter_logits(x))  # (N, num_classes, 512, 512)
+
+    def quarter_logits(self, x: Tensor) -> Tensor:
+        """Logits before the last upsampling, which inference leaves to `postprocess.decide`."""
         if x.shape[-2] % OUTPUT_STRIDE or x.shape[-1] % OUTPUT_STRIDE:
             raise ValueError(f"slice size must be a multiple of {OUTPUT_STRIDE}, got {tuple(x.shape[-2:])}")
         low_level, high_level = self.trunk(x)  # (N, 64, 128, 128), (N, 512, 32, 32)
         high_level = upsample_4x(self.aspp(high_level))  # (N, 256, 128, 128)
-        logits = self.classifier(torch.cat([high_level, self.low_level(low_level)], dim=1))
-        return upsample_4x(logits)  # (N, num_classes, 512, 512)
+        return self.classifier(torch.cat([high_level, self.low_level(low_level)], dim=1))  # (N, num_classes, 128, 128)
 
 
 def upsample_4x(x: Tensor) -> Tensor:

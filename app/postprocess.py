@@ -2,6 +2,7 @@
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from scipy import ndimage
 
 from app.labels import NUM_CLASSES
@@ -12,20 +13,38 @@ MIN_REGION_PX = 50  # a smaller region is noise; counted on the network's grid
 # 8-connected inside a slice, no connection between slices
 _IN_SLICE = np.zeros((3, 3, 3), bool)
 _IN_SLICE[1] = True
+# of a cell's four corners (columns) in its 4 x 4 pixels (rows): they lie at 1/8, 3/8, 5/8 and 7/8 of its side
+_FAR = torch.arange(1, 8, 2) / 8
+_NEAR_FAR = torch.stack([1 - _FAR, _FAR])
+_WEIGHTS = torch.einsum("ay,bx->yxab", _NEAR_FAR, _NEAR_FAR).reshape(16, 4)
 _SLICES_AT_ONCE = 16  # region numbers take 4 bytes a voxel: no need to have them of a whole scan
 
 
 def decide(logits: torch.Tensor) -> torch.Tensor:
-    """Labels from logits: the bias, then argmax (softmax changes nothing and is left out).
+    """Labels from logits at a quarter of the slice's size: the bias, 4x bilinear upsampling, argmax.
+
+    Softmax changes nothing and is left out. Interpolated logits are a weighted mean of four neighbours, so where
+    these agree on the largest it is the largest between them too: only cells between neighbours that do not agree,
+    a few in a hundred, are interpolated at all.
 
     Args:
-        logits: (N, 14, H, W), changed in place.
+        logits: (N, 14, h, w) floating point, changed in place.
 
     Returns:
-        uint8 (N, H, W).
+        uint8 (N, 4 h, 4 w).
     """
-    logits[:, 1:] += FOREGROUND_BIAS
-    return logits.argmax(dim=1).to(torch.uint8)
+    logits[:, 1:] += FOREGROUND_BIAS  # weights of a mean sum to 1: before or after is the same
+    logits = F.pad(logits.float(), (1, 1, 1, 1), mode="replicate").permute(0, 2, 3, 1)  # (N, h + 2, w + 2, 14)
+    largest = logits.argmax(dim=3).to(torch.uint8)
+    # Neighbour k of a cell lies at its corner (y, x); the cell's 16 pixels lie between.
+    corners = [(slice(y, y - 1 or None), slice(x, x - 1 or None)) for y in (0, 1) for x in (0, 1)]
+    first, *others = (largest[:, y, x] for y, x in corners)  # (N, h + 1, w + 1)
+    cells = first[:, :, None, :, None].repeat(1, 1, 4, 1, 4)  # (N, h + 1, 4, w + 1, 4)
+    n, i, j = torch.where(sum(first != other for other in others))
+    neighbours = torch.stack([logits[:, y, x][n, i, j] for y, x in corners], dim=1)  # (mixed cells, 4, 14)
+    pixels = (_WEIGHTS.to(logits.device) @ neighbours).argmax(dim=2).to(torch.uint8)  # (mixed cells, 16)
+    cells[n, i, :, j, :] = pixels.view(-1, 4, 4)
+    return cells.flatten(3, 4).flatten(1, 2)[:, 2:-2, 2:-2]
 
 
 def remove_small_regions(labels: np.ndarray, min_region_px: int = MIN_REGION_PX) -> None:

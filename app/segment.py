@@ -82,7 +82,7 @@ def segment(
     """Labels of a volume, slice by slice.
 
     Args:
-        network: In evaluation mode; its parameters tell the device and dtype to work in.
+        network: A DeepLabV3Plus in evaluation mode; its parameters tell the device and dtype to work in.
         hu: int16 (z, y, x).
         statistics_hu: Mean and standard deviation of the clipped volume.
         slices_per_step: Slices on the device at a time.
@@ -109,9 +109,9 @@ def segment(
             framed = slices.new_full((len(slices), 1, framed_height, framed_width), WINDOW_HU[0])
             framed[centre] = slices[:, None]
             images = normalise(framed, *statistics_hu).to(parameter.dtype, memory_format=torch.channels_last)
-            logits = network(images)[centre]
+            logits = network.quarter_logits(images)
             if logits.dtype == torch.float16 and not logits.sum(dtype=torch.float32).isfinite():
                 raise RuntimeError("the logits overflow float16")  # argmax of NaN would be a mask like any other
-            labels[part] = decide(logits).cpu().numpy()
+            labels[part] = decide(logits)[centre].cpu().numpy()
             on_step(part.stop)
     return labels

@@ -1,4 +1,4 @@
-"""Load one trained branch: check the file, fold batch norm into the convolutions, go to half precision.
+"""Load one trained branch: check the file, make the network of it, in half precision.
 
 A weights file is what `training.export` writes: plain tensors and numbers, loaded with `weights_only=True`.
 """
@@ -10,8 +10,8 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from app.fuse import fuse
 from app.labels import ORGANS
 from app.network import OUTPUT_STRIDE, DeepLabV3Plus
 from app.preprocess import WINDOW_HU
@@ -43,11 +43,11 @@ class Weights:
     switched_off: tuple[int, ...]
 
     def network(self, device: torch.device, dtype: torch.dtype) -> nn.Module:
-        """The network, folded, in evaluation mode, channels last, on the device."""
+        """The network, fused, in evaluation mode, channels last, on the device."""
         with torch.device("meta"):  # no time lost on an initialisation that is overwritten
             network = DeepLabV3Plus()
         network.load_state_dict({name: value.float() for name, value in self.state.items()}, assign=True)
-        return fold_batch_norm(network.eval()).to(device, dtype, memory_format=torch.channels_last)
+        return fuse(network.eval(), device).to(device, dtype, memory_format=torch.channels_last)
 
 
 def load_weights(path: Path) -> Weights:
@@ -92,23 +92,3 @@ def load_weights(path: Path) -> Weights:
         cause = (str(error) or type(error).__name__).splitlines()[0].partition(". ")[0].rstrip(":")
         raise WeightsError(f"{path}: not a weights file of this program ({cause})") from None
     return weights
-
-
-def fold_batch_norm(network: nn.Module) -> nn.Module:
-    """Fold every batch norm into the convolution before it. Outputs stay the same up to rounding.
-
-    Args:
-        network: In evaluation mode; changed in place. A batch norm follows its convolution among the
-            children of one module, as everywhere in `app.network`.
-
-    Returns:
-        The same network.
-    """
-    for module in network.modules():
-        previous_name, previous = "", None
-        for name, child in list(module.named_children()):
-            if isinstance(previous, nn.Conv2d) and isinstance(child, nn.BatchNorm2d):
-                setattr(module, previous_name, fuse_conv_bn_eval(previous, child))
-                setattr(module, name, nn.Identity())
-            previous_name, previous = name, child
-    return network

@@ -29,9 +29,10 @@ MAY_IMPORT = {
     "network": {"labels"},
     "postprocess": {"labels"},
     "preview": {"labels"},
-    "weights": {"labels", "network", "preprocess"},
+    "fuse": {"network"},
+    "weights": {"fuse", "labels", "network", "preprocess"},
     "segment": {"device", "network", "postprocess", "preprocess", "weights"},
-    "pipeline": set(MODULES) - {"__main__", "device", "network", "progress", "readahead", "record"},
+    "pipeline": set(MODULES) - {"__main__", "device", "fuse", "network", "progress", "readahead", "record"},
     "__main__": {"cases", "device", "monitor", "pipeline", "progress", "readahead", "record", "segment", "volume"}
     | {"weights"},
     "__init__": set(),

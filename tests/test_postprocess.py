@@ -5,9 +5,11 @@ from collections import deque
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
+from scipy import ndimage
 
 from app.postprocess import decide, remove_small_regions
 
@@ -144,12 +146,23 @@ def logits_of(**values):
 def test_bias_of_the_foreground(logits, label):
     decided = decide(logits_of(**logits))
     assert decided.dtype == torch.uint8
-    assert decided.shape == (1, 1, 1)
-    assert decided.item() == label
+    assert decided.shape == (1, 4, 4)
+    assert (decided == label).all()
 
 
-def test_bias_is_that_before_softmax():
-    logits = torch.randn(2, 14, 5, 6, generator=torch.Generator().manual_seed(0))
+@pytest.mark.parametrize("smoothness_px", [0, 1, 4])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_deciding_against_torchs_upsampling_of_everything(smoothness_px, layout):
+    """Bias, softmax and argmax at every pixel of the logits that torch has upsampled."""
+    noise = np.random.default_rng(0).normal(size=(2, 14, 11, 8))
+    logits = torch.from_numpy(ndimage.gaussian_filter(noise, (0, 0, smoothness_px, smoothness_px)) * 10).float()
+    logits = logits.contiguous(memory_format=layout)
+    upsampled = F.interpolate(logits, scale_factor=4, mode="bilinear", align_corners=False)
     bias = torch.tensor([0.0] + [0.6] * 13).view(1, 14, 1, 1)
-    expected = torch.softmax(logits + bias, dim=1).argmax(dim=1)
+    expected = torch.softmax(upsampled + bias, dim=1).argmax(dim=1)
+    assert len(expected.unique()) > 5
     assert torch.equal(decide(logits.clone()).long(), expected)
+
+
+def test_equal_logits_are_decided_one_way():
+    assert not decide(torch.cat([torch.full((1, 1, 3, 3), 0.6), torch.zeros(1, 13, 3, 3)], dim=1)).any()

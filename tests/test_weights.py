@@ -1,4 +1,4 @@
-"""Only a whole, unchanged weights file of this program is taken; folding changes nothing."""
+"""Only a whole, unchanged weights file of this program is taken; each network is its own."""
 
 import hashlib
 import pickle
@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from app.network import DeepLabV3Plus
-from app.weights import CLASSES, WeightsError, fold_batch_norm, load_weights
+from app.weights import CLASSES, WeightsError, load_weights
 from tests.scans import random_network, save_weights, smooth_hu, weights_content
 from tests.test_labels import FLARE22
 from training.export import write
@@ -53,17 +53,6 @@ def test_networks_of_one_file_are_independent(weights_path, images):
         before = weights.network(CPU, torch.float32)(images)
         weights.network(CPU, torch.bfloat16)(images.bfloat16())
         assert torch.equal(weights.network(CPU, torch.float32)(images), before)
-
-
-def test_folding_every_batch_norm(images):
-    network = DeepLabV3Plus()
-    network.load_state_dict(random_network().state_dict())
-    with torch.inference_mode():
-        expected = network.eval()(images)
-        folded = fold_batch_norm(network)
-        assert folded is network
-        assert not any(isinstance(module, nn.BatchNorm2d) for module in folded.modules())
-        torch.testing.assert_close(folded(images), expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
