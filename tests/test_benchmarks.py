@@ -48,8 +48,8 @@ def test_naive_program_and_ours_agree_on_real_slices(tmp_path):
     assert len(np.unique(naive)) > 5
 
 
-def test_naive_program_drops_small_regions(tmp_path, monkeypatch, weights_path):
-    """A network that sees 49 and 50 bright pixels as an organ."""
+def test_naive_program_adds_the_bias_and_drops_small_regions(tmp_path, monkeypatch, weights_path):
+    """With a network that only the bias lets see an organ in bright pixels."""
 
     class Bright(torch.nn.Module):
         def load_state_dict(self, state):
@@ -57,19 +57,20 @@ def test_naive_program_drops_small_regions(tmp_path, monkeypatch, weights_path):
 
         def forward(self, x):
             logits = torch.zeros(1, 14, *x.shape[2:])
-            logits[:, 0] = 0.7  # above the bias
-            logits[:, 6] = torch.where(x[:, 0] > 1, 1.0, -1.0)
+            logits[:, 0] = 0.7
+            logits[:, 6] = torch.where(x[:, 0] > 1, 0.2, 0.0)
             return logits
 
     monkeypatch.setattr("app.network.DeepLabV3Plus", Bright)
-    hu = np.zeros((2, 32, 32), np.int16)
-    hu[0, 1, :25] = hu[0, 2, 25:] = hu[0, 3, :24] = 900  # 25 + 7 touching by a corner; 24 alone
+    hu = np.zeros((2, 32, 64), np.int16)
+    hu[0, 1, :25] = hu[0, 2, 25:50] = 900  # 50 pixels that hang together by a corner
+    hu[0, 10, :49] = 900
     hu[1, 10:15, 10:20] = 900  # 50
     hu[1, 20:27, 20:27] = 900  # 49
     ct = save_ct(tmp_path / "ct.nii.gz", hu)
     plain.segment_file(ct, tmp_path / "mask.nii.gz", weights_path)
     expected = np.zeros(hu.shape)
-    expected[1, 10:15, 10:20] = 6
+    expected[0, 1, :25] = expected[0, 2, 25:50] = expected[1, 10:15, 10:20] = 6
     np.testing.assert_array_equal(mask_array(tmp_path / "mask.nii.gz").T, expected)
 
 
@@ -109,9 +110,11 @@ def test_scan_of_another_type_is_refused(tmp_path):
 def test_cost_is_that_of_the_process_alone():
     ballast = np.ones(400 << 17)  # 400 MiB of ours
     work = "import time; x = b'1' * (200 << 20); end = time.process_time() + 0.3\nwhile time.process_time() < end: pass"
-    cost, printed = process.measured([sys.executable, "-c", f"{work}\ntime.sleep(0.3); print('said')"], 1)
-    assert printed == "said" and ballast[-1]
-    assert 200 < cost.peak_rss_mib < 300
+    code = f"{work}\ntime.sleep(0.3); print(*open('/proc/self/status'))"
+    cost, printed = process.measured([sys.executable, "-c", code], 1)
+    (peak_kib,) = (int(line.split()[1]) for line in printed.splitlines() if "VmHWM" in line)
+    assert 200 < cost.peak_rss_mib < 300 and ballast[-1]
+    assert cost.peak_rss_mib == pytest.approx(peak_kib / 1024, rel=0.01)
     assert 0.3 <= cost.cpu_s < 0.3 + 1
     assert cost.wall_s >= 0.6
 
@@ -207,20 +210,22 @@ def test_ratio_is_run_by_run():
 
 def test_network(tmp_path, weights_path, monkeypatch):
     output = tmp_path / "benchmark_network.json"
-    options = ["--threads", "1", "--batches", "1", "2", "--size", "64", "--min-time-s", "0.01", "--matrix", "64"]
-    network.main([*options, "--weights", str(weights_path), "-o", str(output)])
+    options = ["--threads", "1", "--batches", "1", "2", "--size", "64", "--min-time-s", "0.01", "--matrix", "100"]
+    options += ["--weights", str(weights_path), "-o", str(output)]
+    network.main(options)
+    assert all(measured["slices_per_s"] > 0 for measured in json.loads(output.read_text())["measurements"])
+    monkeypatch.setattr(network, "seconds", lambda *_: 0.5)
+    network.main(options)
     result = json.loads(output.read_text())
     assert len(result["measurements"]) == 2 * 5 * 2
-    one = result["measurements"][0]
-    tflops = one["slices_per_s"] * result["slice_gflop"] / 1000
-    assert one["peak_share"] == pytest.approx(tflops / result["matmul_tflops"]["float32"])
+    assert [measured["slices_per_s"] for measured in result["measurements"][:2]] == [2, 4]
+    assert result["matmul_tflops"]["float32"] == pytest.approx(2 * 100**3 / 0.5 / 1e12)
+    tflops = 2 * result["slice_gflop"] / 1000
+    assert result["measurements"][0]["peak_share"] == pytest.approx(tflops / result["matmul_tflops"]["float32"])
     table = table_cells(study.make("benchmark_network", tmp_path))
-    assert list(table)[2] == "float32, as trained, NCHW" and len(table) == 2 + 10
     assert table["slices a second"] == ["1 a pass", "2 a pass"]
-    assert table["float32, as trained, NCHW"][0].startswith(study._number(one["slices_per_s"]))
-    options = type("Options", (), {"matrix": 100, "threads": 1, "min_time_s": 1})
-    monkeypatch.setattr(network, "seconds", lambda *_: 0.5)
-    assert network.matmul_tflops("cpu", torch.float32, options) == pytest.approx(2 * 100**3 / 0.5 / 1e12)
+    assert len(table) == 2 + 10
+    assert [cell.split()[0] for cell in table["float32, as trained, NCHW"]] == ["2", "4"]
 
 
 def test_slice_flops():
