@@ -1,14 +1,19 @@
-"""A generator of damaged and lying image files, small ones, for tests and benchmarks: `hostile_files(count, seed)`."""
+"""Generators of damaged and lying image files, `hostile_files(count, seed)`, and of file names, `hostile_names`."""
 
+import functools
 import gzip
 import io
+import os
 import random
 import struct
 import zlib
 from collections.abc import Iterator
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+
+EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "tcga_lihc_a3kf_art_0000.nii.gz"
 
 
 def hostile_files(count: int, seed: int) -> Iterator[tuple[str, bytes, np.ndarray]]:
@@ -20,10 +25,26 @@ def hostile_files(count: int, seed: int) -> Iterator[tuple[str, bytes, np.ndarra
     """
     rng = random.Random(seed)
     volume = np.random.default_rng(seed).integers(-1000, 1000, (5, 6, 7), np.int16)
-    makers = (_damaged_gzip, _rewrapped_gzip, _lying_nifti, _damaged_plain, _damaged_text)
+    makers = (_damaged_gzip, _rewrapped_gzip, _lying_nifti, _damaged_plain, _damaged_text, _lying_text, _real_header)
     for _ in range(count):
-        name, raw, sure = rng.choice(makers)(rng, volume)
-        yield name, raw, volume if sure else None
+        if rng.random() < 0.02:  # each takes as long as a hundred of the others
+            yield _bomb(rng)
+        else:
+            name, raw, sure = rng.choice(makers)(rng, volume)
+            yield name, raw, volume if sure else None
+
+
+def hostile_names(count: int, seed: int) -> Iterator[str]:
+    """Yield `count` different file names of CTs, each of a case of its own, that a careless program would trip over."""
+    rng = random.Random(seed)
+    pieces = ("..", "\n", " ", "$(touch pwned)", "`touch pwned`", ";touch pwned;", "|touch pwned", "'", '"', "\\", "\t")
+    pieces += ("-", "--outputs", "%s", "{0}", "*", "?", "~", "\udcff", "\x1b[2J", "\u202e", "é", "x" * 60, ".nii.gz")
+    for number in range(count):
+        stem = "".join(rng.choices(pieces, k=rng.randint(1, 5))) + str(number)
+        suffix = rng.choice(("_0000.nii.gz", ".nii", ".mha", ".nrrd", ".NII.GZ"))
+        while len(os.fsencode(f"{stem}_0000.nii.gz")) > 255:  # of a name in any common file system
+            stem = stem[1:]
+        yield (stem if stem[0] != "." else f"-{stem[1:]}") + suffix  # in a folder, hidden files are passed over
 
 
 def nifti_bytes(volume: np.ndarray) -> bytes:
@@ -127,3 +148,81 @@ def _damaged_plain(rng, volume):
 def _damaged_text(rng, volume):
     name, maker = rng.choice((("case.mha", metaimage_bytes), ("case.nrrd", nrrd_bytes)))
     return name, _cut_or_flip(rng, maker(volume, compressed=rng.random() < 0.5)), False
+
+
+_VALUES = ("", "0", "-1", "1e300", "nan", "inf", "many", "3", "7 5", "7 6 5 1", "6 7 5", "700 600 500", "30000 " * 3)
+_FIELDS = {
+    "case.mha": {
+        **dict.fromkeys(("DimSize", "NDims", "HeaderSize", "CompressedDataSize", "ElementSpacing", "Offset"), _VALUES),
+        "ElementType": ("MET_UCHAR", "MET_DOUBLE", "MET_LONG_LONG", "MET_STRING", ""),
+        "ElementNumberOfChannels": ("0", "3", "-1"),
+        "TransformMatrix": ("0 0 0 0 0 0 0 0 0", "1 0 0 1 0 0 0 0 1", "nan 0 0 0 1 0 0 0 1", "0 1 0 1 0 0 0 0 1"),
+        "CompressedData": ("True", "False", "Perhaps"),
+        "BinaryData": ("False",),
+        "ElementDataFile": ("/etc/passwd", "../../etc/passwd", "LIST", "case%d.raw 0 9 1", "", "/dev/zero"),
+    },
+    "case.nrrd": {
+        **dict.fromkeys(("sizes", "dimension", "byte_skip", "line_skip", "spacings"), _VALUES),
+        "type": ("uchar", "double", "int64", "block", ""),
+        "encoding": ("raw", "gzip", "bzip2", "hex", "text", ""),
+        "endian": ("big", "", "middle"),
+        "space": ("left-posterior-superior", "scanner-xyz", ""),
+        "space_directions": ("(0,0,0) (0,1,0) (0,0,1)", "none none none", "(0,1,0) (1,0,0) (0,0,1)", "(nan,0,0)"),
+        "data_file": ("/etc/passwd", "../secret.raw", "LIST", "/dev/zero"),
+    },
+}
+
+
+def _lying_text(rng, volume):
+    """A text header that lies in one field; also as the header of a detached pair, which must never be followed."""
+    name, maker = rng.choice((("case.mha", metaimage_bytes), ("case.nrrd", nrrd_bytes)))
+    field = rng.choice(list(_FIELDS[name]))
+    raw = maker(volume, rng.random() < 0.5, **{field: rng.choice(_FIELDS[name][field])})
+    if field in ("ElementDataFile", "data_file") and rng.random() < 0.5:
+        name = {"case.mha": "case.mhd", "case.nrrd": "case.nhdr"}[name]
+    return name, raw, False
+
+
+@functools.cache
+def _example_header() -> bytes:
+    with gzip.open(EXAMPLE) as file:
+        return file.read(352)
+
+
+def _real_header(rng, volume):
+    """A scanner's header over the small volume, bytes of it overwritten, in a gzip whose checksum is right."""
+    header = bytearray(_example_header())
+    struct.pack_into("<3h", header, 42, *reversed(volume.shape))
+    for _ in range(rng.choice((1, 2, 5, 50))):
+        header[rng.randrange(len(header))] = rng.choice((0, 1, 127, 128, 255, rng.randrange(256)))
+    return "case.nii.gz", gzip.compress(bytes(header) + volume.tobytes(), 1), False
+
+
+@functools.cache
+def _packed_zeros(size: int) -> bytes:
+    """A gzip member, a thousandth of the size."""
+    return gzip.compress(bytes(size), 9)
+
+
+def _bomb(rng):
+    """Little on the disk, much in memory: all that was declared, more of it, less of it, or a long way to it."""
+    shape, excess = (64, 256, 256), 1 << 24
+    size = 2 * shape[0] * shape[1] * shape[2]
+    zeros = np.broadcast_to(np.int16(0), shape)
+    kind = rng.choice(("whole", "more", "less", "far", "mha", "nrrd"))
+    if kind in ("mha", "nrrd"):  # their voxels alone are compressed
+        one = np.zeros((1, 1, 1), np.int16)
+        if kind == "mha":
+            header = metaimage_bytes(one, True, DimSize="256 256 64").removesuffix(zlib.compress(one.tobytes()))
+            return "case.mha", header + zlib.compress(bytes(size), 9), zeros
+        header = nrrd_bytes(one, True, sizes="256 256 64").partition(b"\n\n")[0] + b"\n\n"
+        return "case.nrrd", header + _packed_zeros(size + excess), zeros
+    header = nib.Nifti1Header()
+    header.set_data_shape(shape[::-1])
+    header.set_data_dtype(np.int16)
+    header["pixdim"][1:4], header["vox_offset"], header["magic"] = 1, 352, b"n+1"
+    header.set_sform(np.eye(4), 1)
+    if kind == "far":
+        header["vox_offset"] = 352 + excess
+    body = {"whole": size, "more": size + excess, "less": size - excess // 2, "far": size + excess}[kind]
+    return "case.nii.gz", gzip.compress(header.binaryblock + bytes(4)) + _packed_zeros(body), zeros

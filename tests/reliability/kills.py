@@ -1,0 +1,93 @@
+"""SIGKILL, SIGTERM and Ctrl-C at random moments of a run of 5 cases: what stands is right, what is missing is resumed.
+
+Half of the moments are drawn from the whole run, from its first folder to its end; half from the writing of a mask,
+which is a small part of it. Counted as lost: a run after which a mask that is there is not, byte for byte, the one of
+an undisturbed run; a stopped (not killed) run that ends with another status than 130 or 143, or leaves a temporary
+file; a next run with --resume that does not end well, redoes or skips another case than it should, or leaves a
+temporary file.
+"""
+
+import os
+import random
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from tests.reliability.runs import (
+    CASES,
+    finish,
+    last_record,
+    make_cases,
+    masks,
+    resumed,
+    start,
+    statuses,
+    temporaries,
+    wrong_masks,
+)
+from tests.reliability.trial import Row, main, row
+
+STATUS = {signal.SIGKILL: -9, signal.SIGTERM: 143, signal.SIGINT: 130}
+
+
+def trial(folder: Path, kills: int = 30, terminations: int = 10, interrupts: int = 10, seed: int = 0) -> Iterator[Row]:
+    inputs, weights = make_cases(folder)
+    process = start(inputs, folder / "undisturbed", weights)
+    _wait(process, (folder / "undisturbed" / "logs").exists)
+    start_s = time.monotonic()
+    assert finish(process) == 0
+    run_s = time.monotonic() - start_s
+    right = masks(folder / "undisturbed")
+    write_s = max(case["seconds"]["write"] for case in last_record(folder / "undisturbed")["cases"])
+    rng = random.Random(seed)
+    for number, count in ((signal.SIGKILL, kills), (signal.SIGTERM, terminations), (signal.SIGINT, interrupts)):
+        problems, done_before, ended, left = [], [], 0, 0
+        for attempt in range(count):
+            outputs = folder / f"{number.name}{attempt}"
+            process = start(inputs, outputs, weights)
+            _wait(process, (outputs / "logs").exists)
+            if attempt % 2:
+                at_case = rng.randrange(CASES)
+                _wait(process, lambda outputs=outputs, at_case=at_case: _writing(outputs, at_case))
+                time.sleep(rng.uniform(0, write_s))
+            else:
+                time.sleep(rng.uniform(0, run_s))
+            if process.is_alive():
+                os.kill(process.pid, number)
+            status = finish(process)
+            done = {name for name, state in statuses(outputs).items() if state == "done"}
+            problem = wrong_masks(outputs, right)
+            if status == 0:
+                ended += 1  # it was done before the signal came
+            elif status != STATUS[number]:
+                problem.append(f"ended with {status}")
+            if number == signal.SIGKILL:
+                left += bool(temporaries(outputs))
+            else:
+                problem += [f"leaves {name}" for name in temporaries(outputs)]
+            unrecorded = len(masks(outputs)) - len(done)  # between a mask and its record there is one moment
+            problem += [f"{unrecorded} masks without a record"] if unrecorded not in (0, 1) else []
+            problems.append(problem + resumed(inputs, outputs, weights, right, done))
+            done_before.append(len(done))
+        facts = {f"stopped after {k} of {CASES} masks": done_before.count(k) for k in range(CASES + 1)}
+        facts |= {"ended before the signal came": ended, "undisturbed run, s": round(run_s, 2)}
+        facts |= {"left a temporary file for the next run to remove": left} if number == signal.SIGKILL else {}
+        name = "Ctrl-C (SIGINT)" if number == signal.SIGINT else number.name
+        yield row(f"{name} at a random moment of a {CASES}-case run, then `--resume`", problems, **facts)
+
+
+def _writing(outputs: Path, at_case: int) -> bool:
+    """Whether the mask of the case with this number is being written."""
+    names = os.listdir(outputs)
+    return sum(name.endswith(".nii.gz") for name in names) >= at_case and any(name[0] == "." for name in names)
+
+
+def _wait(process, condition) -> None:
+    while not condition() and process.is_alive():
+        time.sleep(0.0005)
+
+
+if __name__ == "__main__":
+    sys.exit(main(__spec__.name, trial))
