@@ -10,6 +10,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
+from app.body import body_box
 from app.device import compute_dtype, limit_memory, slices_per_step
 from app.network import OUTPUT_STRIDE
 from app.postprocess import decide
@@ -79,14 +80,14 @@ def segment(
     frame_px: int = 512,
     on_step: OnStep = lambda slices_done: None,
 ) -> np.ndarray:
-    """Labels of a volume, slice by slice.
+    """Labels of a volume, slice by slice, of each the part where the body is.
 
     Args:
         network: A DeepLabV3Plus in evaluation mode; its parameters tell the device and dtype to work in.
         hu: int16 (z, y, x).
         statistics_hu: Mean and standard deviation of the clipped volume.
         slices_per_step: Slices on the device at a time.
-        frame_px: Slices are centred in at least this square (air around them), as training framed them.
+        frame_px: The network sees at least this square, as in training; smaller slices get air around them.
         on_step: Called after each step with the number of slices done.
 
     Returns:
@@ -97,21 +98,23 @@ def segment(
         RuntimeError: The device failed, or float16 was too small for the logits.
     """
     parameter = next(network.parameters())
-    depth, height, width = hu.shape
+    body = (slice(None), *body_box(hu, frame_px))
+    labels = np.zeros(hu.shape, np.uint8)
+    body_hu, body_labels = hu[body], labels[body]
+    depth, height, width = body_hu.shape
     framed_height, framed_width = (max(frame_px, -(-size // OUTPUT_STRIDE) * OUTPUT_STRIDE) for size in (height, width))
     top, left = (framed_height - height) // 2, (framed_width - width) // 2
     centre = (..., slice(top, top + height), slice(left, left + width))
-    labels = np.empty(hu.shape, np.uint8)
     with torch.inference_mode():
         for start in range(0, depth, slices_per_step):
             part = slice(start, min(start + slices_per_step, depth))
-            slices = torch.from_numpy(hu[part]).to(parameter.device)
+            slices = torch.from_numpy(body_hu[part]).to(parameter.device)
             framed = slices.new_full((len(slices), 1, framed_height, framed_width), WINDOW_HU[0])
             framed[centre] = slices[:, None]
             images = normalise(framed, *statistics_hu).to(parameter.dtype, memory_format=torch.channels_last)
             logits = network.quarter_logits(images)
             if logits.dtype == torch.float16 and not logits.sum(dtype=torch.float32).isfinite():
                 raise RuntimeError("the logits overflow float16")  # argmax of NaN would be a mask like any other
-            labels[part] = decide(logits)[centre].cpu().numpy()
+            body_labels[part] = decide(logits)[centre].cpu().numpy()
             on_step(part.stop)
     return labels

@@ -31,7 +31,7 @@ class Weights:
     Attributes:
         state: Parameters of DeepLabV3Plus, convolutions in float16, batch norm not yet folded.
         sha256: Of the file.
-        frame_px: In-plane size that training framed slices in.
+        frame_px: In-plane size of what training showed the network: slices, or crops of them.
         spacing_mm: (lowest, highest) in-plane spacing seen in training.
         switched_off: Label values that no training case annotates; the network never gives them.
     """

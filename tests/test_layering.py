@@ -30,9 +30,10 @@ MAY_IMPORT = {
     "postprocess": {"labels"},
     "preview": {"labels"},
     "fuse": {"network"},
+    "body": {"network"},
     "weights": {"fuse", "labels", "network", "preprocess"},
-    "segment": {"device", "network", "postprocess", "preprocess", "weights"},
-    "pipeline": set(MODULES) - {"__main__", "device", "fuse", "network", "progress", "readahead", "record"},
+    "segment": {"body", "device", "network", "postprocess", "preprocess", "weights"},
+    "pipeline": set(MODULES) - {"__main__", "body", "device", "fuse", "network", "progress", "readahead", "record"},
     "__main__": {"cases", "device", "monitor", "pipeline", "progress", "readahead", "record", "segment", "volume"}
     | {"weights"},
     "__init__": set(),

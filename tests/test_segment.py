@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from app import segment as module
+from app.body import body_box
 from app.preprocess import clipped_statistics
 from app.segment import Segmenter, segment
 from app.weights import load_weights
@@ -81,12 +82,24 @@ def test_the_step_changes_nothing(step):
     ],
 )
 def test_any_size_is_framed_and_cropped_back(shape, frame_px, framed):
-    hu = smooth_hu(shape, seed=1)
+    hu = np.maximum(smooth_hu(shape, seed=1), 0)  # nothing but body
     network = PixelNetwork()
     labels = segment(network, hu, STATISTICS, 2, frame_px)
     assert {batch[2:] for batch in network.batches} == {framed}
     assert labels.shape == shape
     assert np.array_equal(labels, unstreamed(PixelNetwork(), hu, STATISTICS, frame_px).argmax(axis=1))
+
+
+def test_only_the_body_is_segmented():
+    hu = np.full((3, 160, 200), -1024, np.int16)
+    hu[:, 40:90, 60:150] = np.maximum(smooth_hu((3, 50, 90)), 0)
+    box = (slice(None), *body_box(hu, 16))
+    network = PixelNetwork()
+    labels = segment(network, hu, STATISTICS, 2, 16)
+    assert {batch[2:] for batch in network.batches} == {hu[box].shape[1:]} != {hu.shape[1:]}
+    assert np.array_equal(labels[box], unstreamed(PixelNetwork(), hu[box], STATISTICS, 16).argmax(axis=1))
+    labels[box] = 0
+    assert not labels.any()
 
 
 def test_the_device_never_holds_the_volume(monkeypatch):

@@ -53,7 +53,7 @@ def export(path: Path, branch: int | None = None, store: Path | None = None) -> 
         "info": {
             "classes": list(CLASSES),
             "window_hu": list(WINDOW_HU),
-            "frame_px": state["config"].get("frame_px", 512),
+            "frame_px": state["config"].get("crop_size", 512),
             "spacing_mm": data["spacing_mm"],
             "switched_off": switched_off,
             "training": {

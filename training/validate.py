@@ -45,7 +45,7 @@ def validate(network: torch.nn.Module, store: Path, cases: list[Case], config: C
     for case in cases:
         hu, truth = read_volume(store, case)
         with torch.autocast(device.type, torch.bfloat16, enabled=config.bf16):
-            labels = segment(network, hu, (case.mean_hu, case.std_hu), SLICES_PER_STEP, config.frame_px)
+            labels = segment(network, hu, (case.mean_hu, case.std_hu), SLICES_PER_STEP, config.crop_size)
         remove_small_regions(labels, min_region_px)
         dsc = dice(labels, truth)
         for organ in ORGANS:
