@@ -6,6 +6,7 @@ one is out of date. NAME or NAME.PART is of the result file NAME.json, as these 
     results/crossvalidation.json      training.crossvalidate: {"organs": ..., "folds": ...}
     results/table3_miniature.json     training.table3: {"with_unlabelled": {"organs": ...}, "without_unlabelled": ...}
     results/benchmark_NAME.json       benchmarks.NAME; on a GPU benchmark_NAME_cuda.json
+    results/reliability.json          tests.reliability: {"trials": {NAME: {"rows": [{"what", "tried", "lost"}]}}}
 """
 
 import argparse
@@ -166,9 +167,26 @@ def scaling(result: dict) -> str:
     )
 
 
+def reliability(result: dict) -> str:
+    """What was tried, how often, how often it was lost, and the trial that tells more."""
+    trials = result["trials"]
+    rows = [
+        [row["what"], *([str(row["tried"]), str(row["lost"])] if row["tried"] else ["not tried", ""]), f"`{name}`"]
+        for name, trial in trials.items()
+        for row in trial["rows"]
+    ]
+    machines = sorted({_machine(trial) for trial in trials.values()})
+    return (
+        f"{_markdown(['what', 'tried', 'lost', 'trial'], rows)}\n"
+        "Lost is a promise broken; what each trial counts so, and its limits, stand at its head, its figures in "
+        f"results/reliability.json. On {'; '.join(machines)}; `python -m tests.reliability TRIAL`.\n"
+    )
+
+
 TABLES: dict[str, Callable[[dict], str]] = {
     "crossvalidation": crossvalidation,
     "table3_miniature": table3_miniature,
+    "reliability": reliability,
     **{
         f"benchmark_{name}{device}{part}": table
         for device in ("", "_cuda")
@@ -235,9 +253,13 @@ def _cpus(result: dict) -> str:
 
 
 def _measured_on(result: dict, command: str) -> str:
+    return f"{_machine(result)}; `python -m benchmarks.{command}`."
+
+
+def _machine(result: dict) -> str:
     processor = f"{result['processor']} ({', '.join(result['flags']) or 'none of AVX2, AVX-512, AMX'})"
     card = "" if result["device"] == result["processor"] else f"{result['device']}, "
-    return f"{card}{processor}, torch {result['torch']}; `python -m benchmarks.{command}`."
+    return f"{card}{processor}, torch {result['torch']}"
 
 
 def _markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -74,6 +74,20 @@ def test_cross_validation_table(results):
     assert "3 patients (a, b, c)" in markdown
 
 
+def test_reliability_table(results):
+    rows = [
+        {"what": "kills", "tried": 30, "lost": 1, "facts": {}},
+        {"what": "no such machine", "tried": 0, "lost": 0, "facts": {"not tried": "why"}},
+    ]
+    machine = {"device": "a CPU", "processor": "a CPU", "flags": ["avx2"], "torch": "2"}
+    trials = {"kills": {**machine, "rows": rows}}
+    training_results.write({"trials": trials}, results / "reliability.json")
+    markdown = study.make("reliability", results)
+    assert cells(markdown)["kills"] == ["30", "1", "`kills`"]
+    assert cells(markdown)["no such machine"] == ["not tried", "", "`kills`"]
+    assert "On a CPU (avx2), torch 2;" in markdown
+
+
 @pytest.mark.parametrize("before", ["", "\n| an old | table |\n\n"])
 def test_write_fills_the_blocks_and_nothing_else(tmp_path, results, before):
     readme = tmp_path / "README.md"

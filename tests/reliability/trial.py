@@ -70,11 +70,12 @@ def main(module: str, trial: Callable[..., Iterable[Row]]) -> int:
 def _merge(output: Path, module: str, options: dict, seconds: float, rows: list[Row]) -> None:
     import torch  # not before: the trial of hostile files forks a small process thousands of times
 
-    from training.results import provenance, write
+    from benchmarks.machine import provenance
+    from training.results import write
 
     trials = json.loads(output.read_text())["trials"] if output.exists() else {}
     trials[module.rpartition(".")[2]] = {
-        **provenance(torch.device("cpu")),
+        **provenance("cpu", torch.get_num_threads()),
         "python": sys.version.split()[0],
         "command": f"python -m {module}",
         "options": options,
