@@ -5,6 +5,7 @@ OUTPUTS/logs/<run>/run.json       this record, rewritten after each case
 OUTPUTS/logs/<run>/<case>.png     with --preview
 """
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -13,6 +14,8 @@ import time
 from pathlib import Path
 
 log = logging.getLogger(__name__)
+
+_PARTIAL = ".run.json.part"
 
 
 class RunRecord:
@@ -30,6 +33,9 @@ class RunRecord:
     """
 
     def __init__(self, outputs: Path):
+        for partial in outputs.glob(f"logs/*/{_PARTIAL}"):  # a killed run's; a living one writes its own again
+            with contextlib.suppress(OSError):
+                partial.unlink()
         start = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
         for attempt in range(1000):  # runs that start in one second get folders of their own
             self.folder = outputs / "logs" / (f"{start}-{attempt}" if attempt else start)
@@ -55,11 +61,12 @@ class RunRecord:
         Returns:
             Whether it was written; if not, that is logged, once.
         """
-        partial = self.folder / ".run.json.part"
+        partial = self.folder / _PARTIAL
         try:
             try:
-                partial.write_text(json.dumps(self.content, indent=1))
-                os.replace(partial, self.folder / "run.json")
+                self._replace_by(partial)
+            except FileNotFoundError:  # a run that began in this very moment took it for a killed run's
+                self._replace_by(partial)
             finally:
                 partial.unlink(missing_ok=True)
         except OSError as error:
@@ -68,6 +75,10 @@ class RunRecord:
             self._failed = True
             return False
         return True
+
+    def _replace_by(self, partial: Path) -> None:
+        partial.write_text(json.dumps(self.content, indent=1))
+        os.replace(partial, self.folder / "run.json")
 
 
 def finished_masks(outputs: Path) -> dict[str, set[tuple[str, str, str]]]:

@@ -40,6 +40,28 @@ def test_the_record_after_each_case(tmp_path):
     assert [path.name for path in record.folder.iterdir()] == ["run.json"]
 
 
+def test_a_killed_runs_half_written_record_goes_with_the_next_run(tmp_path):
+    killed = RunRecord(tmp_path)
+    killed.add_case(entry("a"))
+    (killed.folder / ".run.json.part").write_text("{")
+    RunRecord(tmp_path)
+    assert [path.name for path in killed.folder.iterdir()] == ["run.json"]
+
+
+def test_a_living_runs_record_is_written_though_another_begins(tmp_path, monkeypatch, caplog):
+    record, replace = RunRecord(tmp_path), os.replace
+
+    def another_begins(*paths):
+        monkeypatch.setattr(module.os, "replace", replace)
+        RunRecord(tmp_path)
+        replace(*paths)
+
+    monkeypatch.setattr(module.os, "replace", another_begins)
+    record.add_case(entry("a"))
+    assert [case["name"] for case in recorded(record.folder)["cases"]] == ["a"]
+    assert caplog.messages == []
+
+
 def test_a_record_that_cannot_be_written_is_said_once_and_the_one_before_stands(tmp_path, monkeypatch, caplog):
     record = RunRecord(tmp_path)
     record.add_case(entry("a"))

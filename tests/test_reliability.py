@@ -2,6 +2,8 @@
 
 import json
 import sys
+import tempfile
+from pathlib import Path
 
 import pytest
 
@@ -11,7 +13,7 @@ from tests.reliability.trial import Row, main, row
 SAMPLES = {
     hostile: {"files": 100, "names": 20, "seed": 1},
     kills: {"kills": 2, "terminations": 1, "interrupts": 1, "seed": 1},
-    disks: {"disks": 2, "changes": 2, "pairs": 1, "seed": 1},
+    disks: {"disks": 2, "changes": 1, "pairs": 1, "seed": 1},
     long_run: {"cases": 40},
     determinism: {"runs": 2, "slices": 1},
     metamorphic: {"orientations": 2, "scans": 1, "slices": 10},
@@ -20,11 +22,11 @@ SAMPLES = {
 
 
 @pytest.mark.parametrize("module", SAMPLES, ids=lambda module: module.__name__.rpartition(".")[2])
-def test_nothing_is_lost(module, tmp_path):
-    rows = [*module.trial(tmp_path, **SAMPLES[module])]
-    for entry in rows:
-        assert entry.lost == 0, entry
-        assert entry.tried > 0 or entry.facts["not tried"]
+def test_nothing_is_lost(module):
+    with tempfile.TemporaryDirectory() as folder:  # pytest's are closed to other users, of whom a trial makes one
+        for entry in module.trial(Path(folder), **SAMPLES[module]):
+            assert entry.lost == 0, entry
+            assert entry.tried > 0 or entry.facts["not tried"]
 
 
 def trial_of(problems):

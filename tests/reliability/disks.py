@@ -128,21 +128,20 @@ def _changing_inputs(folder: Path, weights: Path, count: int, rng: random.Random
 
     They are .nii.gz: half old and half new, a .nii has no checksum that could tell.
     """
-    made_from: dict[str, bytes] = {}  # SHA-256 of an input, and the mask that it gives
-    versions = [_versions(folder, weights, number, made_from) for number in range(CASES)]
+    versions, made_from = _versions(folder, weights)
     problems, states = [], dict.fromkeys(("done with the old", "done with the new", "failed"), 0)
     for attempt in range(count):
         inputs, outputs = folder / f"changing{attempt}", folder / f"changed{attempt}"
         inputs.mkdir()
-        for number, (old, _) in enumerate(versions):
-            (inputs / f"case{number}_0000.nii.gz").write_bytes(old)
+        for name, (old, _) in versions.items():
+            (inputs / name).write_bytes(old)
         paths = rng.sample([*inputs.iterdir()], 4)
         process = start(inputs, outputs, weights)
         while not (outputs / "logs").exists() and process.is_alive():
             time.sleep(0.001)
         for path, change in zip(paths, rng.sample([_vanish, _cut, _overwrite, _replace], 4), strict=True):
             time.sleep(rng.uniform(0, 0.2))
-            change(path, versions[int(path.name[4])][1])
+            change(path, versions[path.name][1])
         status, problem = finish(process), []
         cases = {case["name"]: case for case in last_record(outputs)["cases"]}
         failed = [case for case in cases.values() if case["status"] == "failed"]
@@ -153,7 +152,7 @@ def _changing_inputs(folder: Path, weights: Path, count: int, rng: random.Random
             if case["status"] == "done":
                 right = mask is not None and made_from.get(case["input_sha256"]) == mask
                 problem += [] if right else [f"the mask of case {number} belongs to no version of it"]
-                is_old = case["input_sha256"] == hashlib.sha256(versions[number][0]).hexdigest()
+                is_old = case["input_sha256"] == hashlib.sha256(versions[f"case{number}_0000.nii.gz"][0]).hexdigest()
                 states["done with the old" if is_old else "done with the new"] += 1
             else:
                 named = f"case{number}_0000.nii.gz': " in case.get("error", "")
@@ -167,18 +166,19 @@ def _changing_inputs(folder: Path, weights: Path, count: int, rng: random.Random
     return row("4 of 5 inputs vanish, are cut, overwritten or replaced during the run", problems, **states)
 
 
-def _versions(folder: Path, weights: Path, number: int, made_from: dict[str, bytes]) -> tuple[bytes, bytes]:
-    """An old and a new scan under one name, of one size; their masks go into `made_from`."""
-    contents = []
+def _versions(folder: Path, weights: Path) -> tuple[dict[str, list[bytes]], dict[str, bytes]]:
+    """An old and a new scan under each name; and the mask of each scan, by the scan's SHA-256."""
+    versions: dict[str, list[bytes]] = {}
+    made_from = {}
     for version in range(2):
-        ct = save_ct(
-            folder / f"version{version}" / f"case{number}_0000.nii.gz", smooth_hu((10, 64, 64), 10 * version + number)
-        )
-        contents.append(ct.read_bytes())
-        outputs = folder / f"mask{version}{number}"
-        assert finish(start(ct, outputs, weights)) == 0
-        (made_from[hashlib.sha256(contents[-1]).hexdigest()],) = masks(outputs).values()
-    return contents[0], contents[1]
+        inputs, outputs = folder / f"version{version}", folder / f"masks{version}"
+        for number in range(CASES):
+            ct = save_ct(inputs / f"case{number}_0000.nii.gz", smooth_hu((10, 64, 64), 10 * version + number))
+            versions.setdefault(ct.name, []).append(ct.read_bytes())
+        assert finish(start(inputs, outputs, weights)) == 0
+        for case in last_record(outputs)["cases"]:
+            made_from[case["input_sha256"]] = Path(case["mask"]).read_bytes()
+    return versions, made_from
 
 
 def _vanish(path: Path, new: bytes) -> None:

@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import runpy
+import signal
 import sys
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -56,6 +57,7 @@ def said_by(outputs: Path) -> Path:
 
 def _program(arguments: list[str], said: Path, user: int | None) -> None:
     os.chdir(said.parent)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored by what a shell started in the background
     with said.open("w") as file:
         os.dup2(file.fileno(), sys.stderr.fileno())
     if user is not None:
