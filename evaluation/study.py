@@ -70,11 +70,13 @@ def cold_case(result: dict) -> str:
         ("wall_s", "from start to mask", "s"),
         ("cpu_s", "CPU time", "s"),
         ("peak_rss_mib", "peak memory (RSS)", "MiB"),
+        ("torch_reserved_mib", "torch's memory on the card", "MiB"),
     ):
         ratio = result["plain_over_ours"].get(key)
         ratios = f"**{ratio['median']:.2f}** ({ratio['min']:.2f} to {ratio['max']:.2f})" if ratio else ""
-        cells = [_range([run[key] for run in result[who]], unit) for who in ("ours", "plain")]
-        rows.append([name, *cells, ratios])
+        cells = [_range([run[key] for run in result[who] if run[key] is not None], unit) for who in ("ours", "plain")]
+        if any(cells):
+            rows.append([name, *cells, ratios])
     differing = result["differing_share"]
     others = {"plain": "from the naive one", "ours_float32": "from our own in float32"}
     shares = ", ".join(f"in {100 * differing[key]:.3f} % {other}" for key, other in others.items() if key in differing)
@@ -153,12 +155,18 @@ def network(result: dict) -> str:
 
 def scaling(result: dict) -> str:
     """Seconds and memory of whole processes by size of the scan."""
-    rows = [
-        [_size(point), *(_number(point[key]) for key in ("wall_s", "peak_rss_mib", "volumes_mib", "rest_mib"))]
-        for point in (*result["by_slices"], *result["by_size"])
-    ]
+    points = [*result["by_slices"], *result["by_size"]]
+    columns = {
+        "wall_s": "seconds",
+        "peak_rss_mib": "peak RSS, MiB",
+        "volumes_mib": "CT and mask, MiB",
+        "rest_mib": "all else, MiB",
+        "peak_gpu_mib": "the card in use, MiB",
+    }
+    columns = {key: head for key, head in columns.items() if points[0][key] is not None}
+    rows = [[_size(point), *(_number(point[key]) for key in columns)] for point in points]
     line, rest = result["line"], [point["rest_mib"] for point in result["by_slices"]]
-    heads = [f"scan, {_cpus(result)}", "seconds", "peak RSS, MiB", "CT and mask, MiB", "all else, MiB"]
+    heads = [f"scan, {_cpus(result)}", *columns.values()]
     return (
         f"{_markdown(heads, rows)}\n"
         f"By slices time is a line, {line['start_s']:.1f} s and {1e3 * line['per_slice_s']:.0f} ms a slice (R² "

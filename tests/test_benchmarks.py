@@ -195,12 +195,17 @@ def test_cold_case_tables(cold_result):
         assert before[1] == after[0]  # no time is left out
 
 
-def test_tables_without_the_naive_program(tmp_path, cold_result):
+def test_tables_of_a_gpu_without_the_naive_program(tmp_path, cold_result):
     result = json.loads(cold_result.read_text())
+    assert "on the card" not in study.make("benchmark_cold_case", cold_result.parent)
     del result["differing_share"]["plain"]
+    result["ours"][0]["torch_reserved_mib"] = 321.0
+    result["ours"][0]["organizers"]["gpu_mib"] = 987.0
     (tmp_path / "benchmark_cold_case_cuda.json").write_text(json.dumps({**result, "plain": [], "plain_over_ours": {}}))
     for part in ("", ".stages", ".timeline", ".organizers"):
         assert "|" in study.make(f"benchmark_cold_case_cuda{part}", tmp_path)
+    assert "321 MiB" in study.make("benchmark_cold_case_cuda", tmp_path)
+    assert "| 987 |" in study.make("benchmark_cold_case_cuda.organizers", tmp_path)
 
 
 def test_ratio_is_run_by_run():
@@ -246,6 +251,11 @@ def test_scaling(tmp_path, source, weights_path):
     table = table_cells(study.make("benchmark_scaling", tmp_path))
     assert list(table)[2:] == ["64x64x2", "64x64x6", "32x32x2"]
     assert float(table["64x64x6"][0]) == pytest.approx(point["wall_s"], rel=0.01)
+    assert len(table["64x64x6"]) == 4  # no card
+    for point in (*result["by_slices"], *result["by_size"]):
+        point["peak_gpu_mib"] = 654.0
+    (tmp_path / "benchmark_scaling_cuda.json").write_text(json.dumps(result))
+    assert table_cells(study.make("benchmark_scaling_cuda", tmp_path))["64x64x6"][-1] == "654"
     plot.main([str(output), "-o", str(tmp_path / "scaling.svg")])
     assert "slices of 64x64" in (tmp_path / "scaling.svg").read_text()
 
@@ -265,6 +275,14 @@ def test_plot_of_this_repository_is_up_to_date(tmp_path):
         pytest.skip("no result file yet")
     plot.main([str(result), "-o", str(tmp_path / "scaling.svg")])
     assert (tmp_path / "scaling.svg").read_text() == plot.OUTPUT.read_text()
+
+
+def test_all_three_in_one_go(monkeypatch):
+    calls = []
+    for module in (cold_case, scaling, network):
+        monkeypatch.setattr(module, "main", lambda arguments, module=module: calls.append((module, arguments)))
+    importlib.import_module("benchmarks.__main__").main(["--device", "cuda"])
+    assert calls == [(module, ["--device", "cuda", "--threads", "2"]) for module in (cold_case, scaling, network)]
 
 
 @pytest.mark.parametrize("name", ["__main__", "cold_case", "network", "plain", "plot", "scaling"])
