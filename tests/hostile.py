@@ -132,12 +132,13 @@ def _lying_nifti(rng, volume):
         (
             ("<h", 40, (0, 2, 4, 7, 8, -1, 32767)),
             ("<h", 42 + 2 * rng.randrange(3), (-5, 0, 100, 30000, 32767)),
+            ("<3h", 42, ((30000, 30000, 30000), (2000, 2000, 2000), (500, 500, 500), (32767, 1, 32767))),
             ("<f", 108, (0, 348, 353, 2**20, 2**30, 1e38, float("nan"), -352)),
             ("<h", 70, (0, 1, 8, 16, 32, 64, 128, 2304, 1024, -4)),
             ("<i", 0, (0, 540, 349)),
         )
     )
-    struct.pack_into(code, raw, at, rng.choice(values))
+    struct.pack_into(code, raw, at, *np.atleast_1d(rng.choice(values)))
     return ("case.nii.gz", gzip.compress(bytes(raw)), True) if rng.random() < 0.5 else ("case.nii", bytes(raw), True)
 
 
