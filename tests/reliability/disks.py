@@ -62,9 +62,12 @@ def _full_disks(folder: Path, inputs: Path, weights: Path, right: dict[str, byte
             text = said.read_text()
             problem = wrong_masks(outputs, right) + [f"{name} stays" for name in temporaries(outputs)]
             missing = right.keys() - masks(outputs).keys()
+            full = [line for line in text.splitlines() if "No space left on device" in line]
             if missing or status:
                 problem += [] if status in (1, 2) else [f"{len(missing)} masks are missing, but the status is {status}"]
-                problem += [] if "No space left on device" in text else [f"the cause is not said: {text!r}"]
+                problem += [] if full else [f"the cause is not said: {text!r}"]
+            if status == 1:  # 2: there was no room to begin, and that was said
+                problem += [f"{name} is missing without a word" for name in missing if not any(name in x for x in full)]
             problem += [] if "Traceback" not in text else ["a traceback"]
             made.append(len(masks(outputs)))
             done = _recorded(outputs)

@@ -60,4 +60,7 @@ def segmented(segmenter: Segmenter, folder: Path, array: np.ndarray, affine: np.
 def agreement(one: np.ndarray, other: np.ndarray) -> dict[str, float]:
     """Percent of all voxels with the same label, and of those that either calls an organ."""
     same, organ = one == other, (one > 0) | (other > 0)
-    return {"voxels, %": round(100 * same.mean(), 4), "organ voxels, %": round(100 * same[organ].mean(), 3)}
+    return {
+        "voxels, %": round(100 * float(same.mean()), 4),
+        "organ voxels, %": round(100 * float(same[organ].mean()), 3),
+    }
