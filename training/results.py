@@ -17,7 +17,7 @@ def commit() -> str:
     command = ["git", "-C", str(Path(__file__).parents[1])]
     try:
         revision = subprocess.run([*command, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
-        changes = subprocess.run([*command, "diff", "--quiet", "HEAD", "--", "app", "training"], capture_output=True)
+        changes = subprocess.run([*command, "diff", "--quiet", "HEAD", "--", "*.py"], capture_output=True)
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
     return revision.stdout.strip() + ("-changed" if changes.returncode else "")
