@@ -98,10 +98,14 @@ def main(arguments: list[str] | None = None) -> int:
     except Terminated:
         status = TERMINATED
     finally:
+        # All is done: a signal that comes now must not spoil the record.
+        handlers = [(number, signal.signal(number, signal.SIG_IGN)) for number in (signal.SIGINT, signal.SIGTERM)]
         progress.clear()
         record.content.update(exit_status=status, monitor=monitor.summary())
         if not record.write():
             status = status or SOME_FAILED
+    for number, handler in handlers:
+        signal.signal(number, handler)
     if status in (INTERRUPTED, TERMINATED):
         log.error("stopped by %s", "Ctrl-C" if status == INTERRUPTED else "SIGTERM")
     return status
@@ -232,6 +236,5 @@ def _cause(error: Exception, case: Case) -> str:
 
 if __name__ == "__main__":
     exit_status = main()
-    if exit_status in (INTERRUPTED, TERMINATED):
-        os._exit(exit_status)  # everything is closed: do not wait for a CT that is still being read
-    sys.exit(exit_status)
+    sys.stderr.flush()
+    os._exit(exit_status)  # all is closed: torch's clean-up would take time, and a CT that is being read longer

@@ -580,6 +580,34 @@ def test_sigterm_does_not_wait_for_a_ct_that_is_still_being_read(tmp_path, weigh
     assert records(outputs)[0]["exit_status"] == 143
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_at_the_very_end_changes_nothing(folders, run_app, monkeypatch, number):
+    inputs, outputs = folders
+    write = module.RunRecord.write
+
+    def signalled(record):
+        if record.content["exit_status"] is not None:
+            os.kill(os.getpid(), number)
+        return write(record)
+
+    monkeypatch.setattr(module.RunRecord, "write", signalled)
+    assert run_app("--inputs", inputs, "--outputs", outputs).status == 0
+    assert records(outputs)[0]["exit_status"] == 0
+
+
+def test_nor_does_one_that_comes_when_the_interpreter_goes_down(folders, weights_path):
+    script = (
+        "import atexit, os, runpy, signal, sys\n"
+        "atexit.register(lambda: os.kill(os.getpid(), signal.SIGTERM))\n"
+        "sys.argv = sys.argv[1:]\n"
+        "runpy.run_module('app', run_name='__main__', alter_sys=True)"
+    )
+    run = command("--inputs", folders[0], "--outputs", folders[1], weights=weights_path)
+    done = subprocess.run([sys.executable, "-c", script, *run[2:]], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0
+    assert messages(done.stderr)[-1].startswith("3 done")
+
+
 def test_two_runs_on_one_outputs_folder(tmp_path, weights_path):
     inputs, outputs = many(tmp_path / "in", 2, 3), tmp_path / "out"
     runs = [

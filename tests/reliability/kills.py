@@ -1,7 +1,7 @@
 """SIGKILL, SIGTERM and Ctrl-C at random moments of a run of 5 cases: what stands is right, what is missing is resumed.
 
-Half of the moments are drawn from the whole run, from its first folder to its end; half from the writing of a mask,
-which is a small part of it. Counted as lost: a run after which a mask that is there is not, byte for byte, the one of
+Of five moments two are drawn from the whole run, from its first folder to its end; two from the writing of a mask and
+one from the time after the last mask, which are small parts of it. Counted as lost: a run after which a mask that is there is not, byte for byte, the one of
 an undisturbed run; a stopped (not killed) run that ends with another status than 130 or 143, or leaves a temporary
 file; a next run with --resume that does not end well, redoes or skips another case than it should, or leaves a
 temporary file.
@@ -29,6 +29,7 @@ from tests.reliability.runs import (
 )
 from tests.reliability.trial import Row, main, row
 
+END_S = 0.05  # about what a run takes after its last mask
 STATUS = {signal.SIGKILL: -9, signal.SIGTERM: 143, signal.SIGINT: 130}
 
 
@@ -48,7 +49,10 @@ def trial(folder: Path, kills: int = 30, terminations: int = 10, interrupts: int
             outputs = folder / f"{number.name}{attempt}"
             process = start(inputs, outputs, weights)
             _wait(process, (outputs / "logs").exists)
-            if attempt % 2:
+            if attempt % 5 == 4:
+                _wait(process, lambda outputs=outputs: len(masks(outputs)) == CASES)
+                time.sleep(rng.uniform(0, END_S))
+            elif attempt % 2:
                 at_case = rng.randrange(CASES)
                 _wait(process, lambda outputs=outputs, at_case=at_case: _writing(outputs, at_case))
                 time.sleep(rng.uniform(0, write_s))
