@@ -12,8 +12,13 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from cyclonedx.schema import SchemaVersion
+from cyclonedx.validation.json import JsonStrictValidator
+from packageurl import PackageURL
 
 from app.__main__ import WEIGHTS, main
+from tests.container.sbom import bill_of_materials
+from tests.test_supply_chain import pins
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLE = ROOT / "examples" / "tcga_lihc_a3kf_art_0000.nii.gz"
@@ -115,6 +120,20 @@ def test_image_holds_only_the_program(image):
     listing = docker("run", "--rm", "--entrypoint", "find", f"{image}:latest", "/workspace", "-type", "f").stdout
     top = {Path(path).relative_to("/workspace").parts[0] for path in listing.split()}
     assert top == {"app", "weights", "predict.sh"}
+
+
+def test_bill_of_materials_is_the_lock_and_debian(image):
+    """Every package of the lock is in the image, and no other: pip and setuptools are gone."""
+    document = bill_of_materials(image)
+    assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(json.dumps(document)) is None
+    assert document["metadata"]["component"]["version"].startswith("sha256:")
+    found = {"pypi": {}, "deb": {}}
+    for part in document["components"]:
+        package = PackageURL.from_string(part["purl"])
+        found[package.type][package.name] = part["version"]
+    lock = pins(found["pypi"]["torch"])
+    assert found["pypi"] == {name: version for name, version in lock.items() if name != "setuptools"}
+    assert {"libc6", "python3.11", "bash"} <= set(found["deb"])
 
 
 def test_stop_leaves_no_half_mask(image, tmp_path):
