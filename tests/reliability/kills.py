@@ -1,10 +1,10 @@
 """SIGKILL, SIGTERM and Ctrl-C at random moments of a run of 5 cases: what stands is right, what is missing is resumed.
 
 Of five moments two are drawn from the whole run, from its first folder to its end; two from the writing of a mask and
-one from the time after the last mask, which are small parts of it. Counted as lost: a run after which a mask that is there is not, byte for byte, the one of
-an undisturbed run; a stopped (not killed) run that ends with another status than 130 or 143, or leaves a temporary
-file; a next run with --resume that does not end well, redoes or skips another case than it should, or leaves a
-temporary file.
+one from the time after the last mask, which are small parts of it. Counted as lost: a run after which a mask that is
+there is not, byte for byte, the one of an undisturbed run; a stopped (not killed) run that ends with another status
+than 130 or 143, or leaves a temporary file; a next run with --resume that does not end well, redoes or skips another
+case than it should, or leaves a temporary file.
 """
 
 import os
