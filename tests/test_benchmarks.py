@@ -11,6 +11,8 @@ import pytest
 import torch
 
 from app.__main__ import WEIGHTS, main
+from app.body import body_box
+from app.weights import load_weights
 from benchmarks import cold_case, network, plain, plot, process, scaling, scan
 from benchmarks.machine import cpu_flags, result_path
 from evaluation import study
@@ -34,8 +36,10 @@ def source(tmp_path_factory):
 
 def test_naive_program_and_ours_agree_on_real_slices(tmp_path):
     """Another reader, another orientation code, float32, no folding, another region filter, another writer."""
-    whole = nib.load(scan.EXAMPLE)
-    turned = whole.slicer[:, :, 20:24].as_reoriented([[1, 1], [0, -1], [2, -1]])  # axes swapped, two flipped
+    whole = nib.as_closest_canonical(nib.load(scan.EXAMPLE)).slicer[:, :, 20:24]
+    rows, columns = body_box(np.asarray(whole.dataobj).T.astype(np.int16), load_weights(WEIGHTS).frame_px)
+    body = whole.slicer[columns, rows]  # the naive program does not look for it
+    turned = body.as_reoriented([[1, 1], [0, -1], [2, -1]])  # axes swapped, two flipped
     ct = tmp_path / "scan_0000.nii.gz"
     nib.save(turned, ct)
     plain.segment_file(ct, tmp_path / "plain.nii.gz", WEIGHTS)
