@@ -42,7 +42,8 @@ def decide(logits: torch.Tensor) -> torch.Tensor:
     cells = first[:, :, None, :, None].repeat(1, 1, 4, 1, 4)  # (N, h + 1, 4, w + 1, 4)
     n, i, j = torch.where(sum(first != other for other in others))
     neighbours = torch.stack([logits[:, y, x][n, i, j] for y, x in corners], dim=1)  # (mixed cells, 4, 14)
-    pixels = (_WEIGHTS.to(logits.device) @ neighbours).argmax(dim=2).to(torch.uint8)  # (mixed cells, 16)
+    with torch.autocast(logits.device.type, enabled=False):  # validation during training is under one
+        pixels = (_WEIGHTS.to(logits.device) @ neighbours).argmax(dim=2).to(torch.uint8)  # (mixed cells, 16)
     cells[n, i, :, j, :] = pixels.view(-1, 4, 4)
     return cells.flatten(3, 4).flatten(1, 2)[:, 2:-2, 2:-2]
 

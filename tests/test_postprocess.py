@@ -162,6 +162,8 @@ def test_deciding_against_torchs_upsampling_of_everything(smoothness_px, layout)
     expected = torch.softmax(upsampled + bias, dim=1).argmax(dim=1)
     assert len(expected.unique()) > 5
     assert torch.equal(decide(logits.clone()).long(), expected)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(decide(logits.clone()).long(), expected)
 
 
 def test_equal_logits_are_decided_one_way():
