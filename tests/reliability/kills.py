@@ -44,28 +44,30 @@ def trial(folder: Path, kills: int = 30, terminations: int = 10, interrupts: int
     write_s = max(case["seconds"]["write"] for case in last_record(folder / "undisturbed")["cases"])
     rng = random.Random(seed)
     for number, count in ((signal.SIGKILL, kills), (signal.SIGTERM, terminations), (signal.SIGINT, interrupts)):
-        problems, done_before, ended, left = [], [], 0, 0
-        for attempt in range(count):
-            outputs = folder / f"{number.name}{attempt}"
+        problems, done_before, in_vain, left = [], [], 0, 0
+        while (attempt := len(problems)) < count:
+            outputs = folder / f"{number.name}{attempt}-{in_vain}"
             process = start(inputs, outputs, weights)
             _wait(process, (outputs / "logs").exists)
+            start_s = time.monotonic()
             if attempt % 5 == 4:
                 _wait(process, lambda outputs=outputs: len(masks(outputs)) == CASES)
-                time.sleep(rng.uniform(0, END_S))
+                process.join(rng.uniform(0, END_S))
             elif attempt % 2:
                 at_case = rng.randrange(CASES)
                 _wait(process, lambda outputs=outputs, at_case=at_case: _writing(outputs, at_case))
-                time.sleep(rng.uniform(0, write_s))
+                process.join(rng.uniform(0, write_s))
             else:
-                time.sleep(rng.uniform(0, run_s))
-            if process.is_alive():
-                os.kill(process.pid, number)
+                process.join(rng.uniform(0, run_s))
+            if not process.is_alive():  # too late: this one does not count
+                run_s = min(run_s, time.monotonic() - start_s)
+                in_vain += 1
+                continue
+            os.kill(process.pid, number)
             status = finish(process)
             done = {name for name, state in statuses(outputs).items() if state == "done"}
             problem = wrong_masks(outputs, right)
-            if status == 0:
-                ended += 1  # it was done before the signal came
-            elif status != STATUS[number]:
+            if status != STATUS[number] and not (status == 0 and len(done) == CASES):  # all was done already
                 problem.append(f"ended with {status}")
             if number == signal.SIGKILL:
                 left += bool(temporaries(outputs))
@@ -76,7 +78,7 @@ def trial(folder: Path, kills: int = 30, terminations: int = 10, interrupts: int
             problems.append(problem + resumed(inputs, outputs, weights, right, done))
             done_before.append(len(done))
         facts = {f"stopped after {k} of {CASES} masks": done_before.count(k) for k in range(CASES + 1)}
-        facts |= {"ended before the signal came": ended, "undisturbed run, s": round(run_s, 2)}
+        facts |= {"undisturbed run, s": round(run_s, 2)}
         facts |= {"left a temporary file for the next run to remove": left} if number == signal.SIGKILL else {}
         name = "Ctrl-C (SIGINT)" if number == signal.SIGINT else number.name
         yield row(f"{name} at a random moment of a {CASES}-case run, then `--resume`", problems, **facts)
