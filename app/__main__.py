@@ -192,7 +192,7 @@ def _load(options, record: RunRecord):
         "on %s, %s, threads: %d, weights %s", record.content["device"], record.content["dtype"],
         torch.get_num_threads(), weights.sha256[:12],
     )  # fmt: skip
-    gc.freeze()  # all this stays to the end, where looking through it once more would take half a second
+    gc.freeze()  # all this stays to the end: no later search looks through it again
     gc.enable()
     return segmenter
 
