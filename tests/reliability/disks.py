@@ -28,7 +28,7 @@ from tests.reliability.runs import (
     temporaries,
     wrong_masks,
 )
-from tests.reliability.trial import Row, main, row
+from tests.reliability.trial import ROOT, Row, main, row
 from tests.scans import save_ct, smooth_hu
 
 NOBODY = 65534
@@ -111,6 +111,8 @@ def _read_only(folder: Path, inputs: Path, weights: Path) -> Row:
     if os.getuid():
         (folder / "closed").mkdir(mode=0o555)
         problems.append(_refused(start(inputs, folder / "closed", weights), folder / "closed", "Permission denied"))
+    elif any(not above.stat().st_mode & 0o001 for above in (ROOT, *ROOT.parents)):
+        not_tried.append("another user's folder: the program lies where other users may not look")
     else:
         (folder / "closed").mkdir(mode=0o755)
         process = start(inputs, folder / "closed", weights, user=NOBODY)
