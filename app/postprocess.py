@@ -28,13 +28,13 @@ def decide(logits: torch.Tensor) -> torch.Tensor:
     a few in a hundred, are interpolated at all.
 
     Args:
-        logits: (N, 14, h, w) floating point, changed in place.
+        logits: (N, 14, h, w) floating point.
 
     Returns:
         uint8 (N, 4 h, 4 w).
     """
-    logits[:, 1:] += FOREGROUND_BIAS  # weights of a mean sum to 1: before or after is the same
     logits = F.pad(logits.float(), (1, 1, 1, 1), mode="replicate").permute(0, 2, 3, 1)  # (N, h + 2, w + 2, 14)
+    logits[..., 1:] += FOREGROUND_BIAS  # weights of a mean sum to 1: before or after the upsampling is the same
     largest = logits.argmax(dim=3).to(torch.uint8)
     # Neighbour k of a cell lies at its corner (y, x); the cell's 16 pixels lie between.
     corners = [(slice(y, y - 1 or None), slice(x, x - 1 or None)) for y in (0, 1) for x in (0, 1)]
