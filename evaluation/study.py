@@ -101,7 +101,8 @@ def cold_case_timeline(result: dict) -> str:
     """What our program does when, from one run's samples every 0.1 s; and what imports take."""
     profile = result["profile"]
     offset_s = profile["before_monitor_s"]
-    rows = [["0.0", f"{offset_s:.1f}", "the process starts", "", ""]]
+    first_s = offset_s + profile["samples"][0]["time_s"]
+    rows = [["0.0", f"{first_s:.1f}", "the process starts", "", ""]]
     for stage, group in itertools.groupby(profile["samples"], lambda sample: sample["stage"]):
         samples = list(group)
         end_s = next((s["time_s"] for s in profile["samples"] if s["time_s"] > samples[-1]["time_s"]), None)
