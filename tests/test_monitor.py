@@ -11,7 +11,6 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
 import psutil
 import pynvml  # imported here, so that its import does not count as the monitor's cost
 import pytest
@@ -208,9 +207,6 @@ def test_cpu_column_and_area_match_the_organizers(tmp_path, monkeypatch):
     times = numbers(rows, "time_s")
     area = sum(value * (times[i + 1] - times[i]) for i, value in enumerate(used))
     assert summary["auc_cpu_percent_s"] == pytest.approx(area, rel=0.02)
-    intervals_s = np.diff(times)
-    if intervals_s.max() < 0.15:  # the organizers take all for 0.1 s; a machine that was busy elsewhere stretches some
-        assert summary["auc_cpu_percent_s"] == pytest.approx(intervals_s.mean() * sum(used), rel=0.2)
 
 
 def test_gpu_figures_match_the_organizers(tmp_path, nvml):
