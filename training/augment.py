@@ -1,10 +1,11 @@
-"""Apply the drawn augmentation to a batch, on the device: jitter, clip, rotate, warp, z-score; section 2.1."""
+"""Apply the drawn augmentation to a batch, on the device: contrast, jitter, clip, rotate, warp, z-score; section 2.1."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from app.preprocess import WINDOW_HU, normalise
+from training.contrast import wash_out
 from training.store import UNCERTAIN
 
 _NOISE_PX = 1024
@@ -37,6 +38,8 @@ def augment(batch: dict[str, Tensor], crop_size: int, noise: Tensor) -> tuple[Te
     hu = torch.minimum(hu, column("saturate_at_hu"))
 
     organ = labels.where(labels != UNCERTAIN, 0).long()
+    if batch["washout"].any():
+        hu = wash_out(hu, organ, batch["washout"])
     sample = torch.arange(len(organ), device=organ.device)[:, None, None]
     hu = hu * batch["organ_scale"][sample, organ] + batch["organ_offset_hu"][sample, organ]
     hu = hu * column("slice_scale") + column("slice_offset_hu")

@@ -56,6 +56,7 @@ class Config:
     warp_px: float = setting(0.0, "largest standard deviation of a smooth random warp; half of the slices get none")
     organ_offset_hu: float = setting(20.0, "organ-intensity jitter: standard deviation of an organ's offset")
     organ_scale: float = setting(0.05, "organ-intensity jitter: standard deviation of an organ's scale around 1")
+    phase_share: float = setting(0.0, "share of labelled slices that get another contrast phase")
     slice_offset_hu: float = setting(10.0, "the same for the whole slice; on unlabelled slices it is the only one")
     slice_scale: float = setting(0.05, "the same for the whole slice")
     noise_hu: float = setting(0.0, "largest standard deviation of added noise; half of the slices get none")

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from app.labels import NUM_CLASSES
 from training.config import Config
+from training.contrast import draw_washout
 from training.distributed import part
 from training.store import UNCERTAIN, Case, read_slice
 
@@ -168,6 +169,7 @@ class SliceDataset(Dataset):
             "blur": np.float32(rng.choice([0, 1]) * rng.uniform(-1, 1) * config.blur),
             **_saturation(case, rng),
             "warp": self._warp(rng),
+            "washout": draw_washout(rng, config.phase_share * self.labelled),
         }
 
     def _affine(self, labels: np.ndarray, organ: int, rng: np.random.Generator) -> np.ndarray:
