@@ -1,4 +1,4 @@
-"""Apply the drawn augmentation to a batch, on the device: contrast, jitter, clip, rotate, warp, z-score; section 2.1."""
+"""Apply the drawn augmentation to a batch, on the device: contrast phase, jitter, clip, move, z-score; section 2.1."""
 
 import torch
 import torch.nn.functional as F
@@ -38,8 +38,9 @@ def augment(batch: dict[str, Tensor], crop_size: int, noise: Tensor) -> tuple[Te
     hu = torch.minimum(hu, column("saturate_at_hu"))
 
     organ = labels.where(labels != UNCERTAIN, 0).long()
-    if batch["washout"].any():
-        hu = wash_out(hu, organ, batch["washout"])
+    phase = batch["washout"].any(dim=1)
+    if phase.any():
+        hu[phase] = wash_out(hu[phase], organ[phase], batch["washout"][phase])
     sample = torch.arange(len(organ), device=organ.device)[:, None, None]
     hu = hu * batch["organ_scale"][sample, organ] + batch["organ_offset_hu"][sample, organ]
     hu = hu * column("slice_scale") + column("slice_offset_hu")

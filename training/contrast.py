@@ -16,6 +16,7 @@ from app.labels import NUM_CLASSES
 UNENHANCED_HU = {1: 50, 2: 30, 3: 45, 4: 30, 5: 40, 6: 40, 7: 10, 8: 10, 10: 20, 12: 30, 13: 30}
 AORTA = 5
 FAT_HU = -100
+BRIGHT_HU = 300  # above fat; what is brighter beside an organ (bone, contrast in bowel) is not a share of it
 RIM_PX = 2  # an organ's blurred edge reaches this far out of its label
 
 
@@ -43,8 +44,8 @@ def wash_out(hu: Tensor, organ: Tensor, washout: Tensor) -> Tensor:
         washout: (N, 14), from `draw_washout`.
 
     Returns:
-        HU like `hu`: an organ whose mean is m moves by -washout * (m - its unenhanced HU). Around it pixels that hold
-        a share of it, between fat and organ, move by their share: no bright rim stays to tell where it was.
+        HU like `hu`: an organ whose mean is m moves by -washout * (m - its unenhanced HU). Pixels around it, blurred
+        with it, move in proportion to what they have above fat: no bright rim stays to tell where it was.
     """
     count = len(hu) * NUM_CLASSES
     index = (organ + NUM_CLASSES * torch.arange(len(hu), device=hu.device)[:, None, None]).flatten()
@@ -52,15 +53,14 @@ def wash_out(hu: Tensor, organ: Tensor, washout: Tensor) -> Tensor:
     mean = (sums / torch.bincount(index, minlength=count).clamp(min=1)).view(-1, NUM_CLASSES)
     unenhanced = mean.clone()
     unenhanced[:, list(UNENHANCED_HU)] = torch.tensor([*UNENHANCED_HU.values()], dtype=hu.dtype, device=hu.device)
-    by_organ = -washout * (mean - unenhanced)  # (N, 14)
-    offset = by_organ.flatten()[index].view_as(hu)
-    near_offset, near_mean = (_spread(x.flatten()[index].view_as(hu)) for x in (by_organ, mean.where(by_organ != 0, 0)))
-    part = ((hu - FAT_HU) / (near_mean - FAT_HU).clamp(min=1)).clamp(0, 1)
-    return hu + torch.where(organ > 0, offset, near_offset * part)
+    offset = -washout * (mean - unenhanced)  # (N, 14)
+    around = _spread((offset / (mean - FAT_HU).clamp(min=1)).flatten()[index].view_as(hu))
+    return hu + torch.where(organ > 0, offset.flatten()[index].view_as(hu), around * (hu - FAT_HU).clamp(0, BRIGHT_HU))
 
 
 def _spread(x: Tensor) -> Tensor:
     """Values of organs (0 elsewhere) carried RIM_PX outwards, of either sign the largest."""
-    both = torch.stack([x, -x], dim=1).clamp(min=0)
-    up, down = F.max_pool2d(both, 2 * RIM_PX + 1, 1, RIM_PX).unbind(dim=1)
+    both, size = torch.stack([x, -x], dim=1).clamp(min=0), 2 * RIM_PX + 1
+    rows = F.max_pool2d(both, (1, size), 1, (0, RIM_PX))  # rows, then columns: the same, and faster
+    up, down = F.max_pool2d(rows, (size, 1), 1, (RIM_PX, 0)).unbind(dim=1)
     return up - down
