@@ -83,7 +83,8 @@ class Config:
         paired = not self.lambda_ or not self.cutmix or self.unlabelled_per_batch % 2 == 0
         require(paired, "unlabelled_per_batch must be even: CutMix mixes pairs")
         require(self.zoom >= 1, f"zoom must be at least 1, got {self.zoom}")
-        require(0 <= self.empty_share <= 1, f"empty_share must be in 0..1, got {self.empty_share}")
+        for name in ("empty_share", "phase_share"):
+            require(0 <= getattr(self, name) <= 1, f"{name} must be in 0..1, got {getattr(self, name)}")
         require(0 <= self.organ_share + self.true_hu_share <= 1, "organ_share + true_hu_share must be in 0..1")
 
 

@@ -1,4 +1,4 @@
-"""DSC of whole cases, segmented as the image does it: same streaming, bias and small-region filter."""
+"""DSC of whole cases, segmented as the image does it: same streaming, bias and filters."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from app.labels import NUM_CLASSES, ORGANS
-from app.postprocess import MIN_REGION_PX, remove_small_regions
+from app.postprocess import MIN_REGION_PX, clean
 from app.segment import segment
 from training.config import Config
 from training.store import UNCERTAIN, Case, read_volume
@@ -46,7 +46,7 @@ def validate(network: torch.nn.Module, store: Path, cases: list[Case], config: C
         hu, truth = read_volume(store, case)
         with torch.autocast(device.type, torch.bfloat16, enabled=config.bf16):
             labels = segment(network, hu, (case.mean_hu, case.std_hu), SLICES_PER_STEP, config.crop_size)
-        remove_small_regions(labels, min_region_px)
+        clean(labels, min_region_px)
         dsc = dice(labels, truth)
         for organ in ORGANS:
             if organ.label in case.annotated:
