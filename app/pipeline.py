@@ -11,7 +11,7 @@ import numpy as np
 from app.cases import Case
 from app.labels import NUM_CLASSES, ORGANS
 from app.monitor import ResourceMonitor
-from app.postprocess import remove_small_regions
+from app.postprocess import clean
 from app.preprocess import clipped_statistics
 from app.preview import write_preview
 from app.resample import nearest_spacing, resample_in_plane, resampled_shape
@@ -71,7 +71,7 @@ def segment_case(
     with stage("segment"):
         labels = segmenter(network_hu, statistics_hu, lambda done: on_slices(done, len(hu)))
     with stage("postprocess"):
-        remove_small_regions(labels)
+        clean(labels)
         if network_shape != hu.shape:
             labels = resample_in_plane(labels, hu.shape, order=0)
     with stage("write"):

@@ -1,4 +1,4 @@
-"""Foreground bias and small-region filter (paper section 2.3)."""
+"""Foreground bias and small-region filter (paper section 2.3), and a filter of pieces that no organ is in."""
 
 import numpy as np
 import torch
@@ -9,6 +9,7 @@ from app.labels import NUM_CLASSES
 
 FOREGROUND_BIAS = 0.6  # added to every logit but the background's
 MIN_REGION_PX = 50  # a smaller region is noise; counted on the network's grid
+MIN_PIECE_SHARE = 0.1  # of an organ's largest piece; 0.03 to 0.15 were alike on patients that were held out
 
 # 8-connected inside a slice, no connection between slices
 _IN_SLICE = np.zeros((3, 3, 3), bool)
@@ -48,6 +49,12 @@ def decide(logits: torch.Tensor) -> torch.Tensor:
     return cells.flatten(3, 4).flatten(1, 2)[:, 2:-2, 2:-2]
 
 
+def clean(labels: np.ndarray, min_region_px: int = MIN_REGION_PX) -> None:
+    """Both filters, in place: small regions in each slice, then minor pieces in the volume."""
+    remove_small_regions(labels, min_region_px)
+    remove_minor_pieces(labels)
+
+
 def remove_small_regions(labels: np.ndarray, min_region_px: int = MIN_REGION_PX) -> None:
     """Turn 8-connected regions of one label and fewer than `min_region_px` pixels in a slice to background.
 
@@ -65,3 +72,30 @@ def remove_small_regions(labels: np.ndarray, min_region_px: int = MIN_REGION_PX)
             too_small = np.bincount(regions.ravel()) < min_region_px
             too_small[0] = False  # everything that is not this label
             inside[too_small[regions]] = 0
+
+
+def remove_minor_pieces(labels: np.ndarray, min_share: float = MIN_PIECE_SHARE) -> None:
+    """Turn pieces of an organ that lie apart from it, far smaller than its largest, to background.
+
+    Not in the paper, whose network sees slices one by one, and now and then an organ where another slice shows that
+    there is none. Pieces are 26-connected blocks of 2 x 2 pixels that hold the organ: a quarter of the time and memory,
+    and a gap of a pixel parts nothing.
+
+    Args:
+        labels: uint8 (z, y, x), 0..13, changed in place.
+        min_share: Least size that stays, of the organ's largest piece, both counted in blocks.
+    """
+    for label, box in enumerate(ndimage.find_objects(labels, NUM_CLASSES - 1), start=1):
+        if box is None:
+            continue
+        inside = labels[box]
+        height, width = inside.shape[1:]
+        organ = np.pad(inside == label, ((0, 0), (0, height % 2), (0, width % 2)))
+        rows = organ[:, ::2] | organ[:, 1::2]
+        blocks = rows[:, :, ::2] | rows[:, :, 1::2]
+        pieces, _ = ndimage.label(blocks, structure=np.ones((3, 3, 3)))
+        sizes = np.bincount(pieces[blocks])  # no piece has the number 0
+        minor = (sizes < min_share * sizes.max()) & (sizes > 0)
+        if minor.any():
+            apart = minor[pieces].repeat(2, axis=1).repeat(2, axis=2)[:, :height, :width]
+            inside[apart & (inside == label)] = 0

@@ -44,7 +44,7 @@ class Segmenter:
         self._network = self.weights.network(device, self.dtype)
 
     def __call__(self, hu: np.ndarray, statistics_hu: tuple[float, float], on_step: OnStep) -> np.ndarray:
-        """Labels of a volume, before the small-region filter; arguments and result as for `segment`.
+        """Labels of a volume, before `postprocess.clean`; arguments and result as for `segment`.
 
         Out of memory on a GPU halves the step down to one slice, then this case goes to the CPU; after any
         other failure of a GPU all that follow go there. Each is warned of.

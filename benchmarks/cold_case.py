@@ -23,7 +23,7 @@ import torch
 
 from app.__main__ import WEIGHTS
 from app.device import slices_per_step
-from app.postprocess import remove_small_regions
+from app.postprocess import clean
 from app.preprocess import clipped_statistics
 from app.segment import segment
 from app.volume import read_volume
@@ -77,7 +77,7 @@ def float32_mask(scan: Path, options) -> np.ndarray:
     step = slices_per_step(device, 2048, weights.frame_px**2)
     first = hu[: len(read_volume(options.source).hu)]
     labels = segment(weights.network(device, torch.float32), first, clipped_statistics(hu), step, weights.frame_px)
-    remove_small_regions(labels)
+    clean(labels)
     return labels
 
 

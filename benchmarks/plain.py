@@ -38,7 +38,7 @@ def segment_file(ct: Path, mask: Path, weights: Path, device: str = "cpu") -> di
 
         from app.labels import NUM_CLASSES
         from app.network import DeepLabV3Plus
-        from app.postprocess import FOREGROUND_BIAS, MIN_REGION_PX
+        from app.postprocess import FOREGROUND_BIAS, MIN_PIECE_SHARE, MIN_REGION_PX
         from app.preprocess import WINDOW_HU
 
         network = DeepLabV3Plus()
@@ -66,6 +66,11 @@ def segment_file(ct: Path, mask: Path, weights: Path, device: str = "cpu") -> di
                 for region, size in enumerate(sizes, start=1):
                     if size < MIN_REGION_PX:
                         pixels[regions == region] = 0
+            pieces, count = ndimage.label(labels == label, np.ones((3, 3, 3)))
+            sizes = ndimage.sum(labels == label, pieces, range(1, count + 1))
+            for piece, size in enumerate(sizes, start=1):
+                if size < MIN_PIECE_SHARE * sizes.max():
+                    labels[pieces == piece] = 0
     with stage("write"):
         result = sitk.GetImageFromArray(labels)
         result.CopyInformation(image)

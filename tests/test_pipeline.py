@@ -66,7 +66,7 @@ def mask_of_unturned(small_segmenter):
     """The small volume (x, y, z) and its mask."""
     hu = smooth_hu((2, 32, 24), seed=3)
     labels = small_segmenter(hu, clipped_statistics(hu), lambda done: None)
-    module.remove_small_regions(labels)
+    module.clean(labels)
     assert len(np.unique(labels)) > 2
     assert not np.array_equal(labels, labels[:, :, ::-1])
     return hu.T, labels.T
@@ -148,7 +148,7 @@ def test_outside_it_they_are_resampled_and_the_mask_comes_back(
     assert np.array_equal(segmenter.hu, resample_in_plane(hu, network_shape, order=1))
     assert segmenter.statistics_hu == clipped_statistics(hu)  # of the scan as it is
     labels = np.digitize(segmenter.hu, [0, 100, 250]).astype(np.uint8)
-    module.remove_small_regions(labels)  # 50 pixels of the network's grid
+    module.clean(labels)  # 50 pixels of the network's grid
     assert np.array_equal(mask_array(mask).T, resample_in_plane(labels, hu.shape, order=0))
     assert np.array_equal(nib.load(mask).affine, nib.load(ct).affine)
 

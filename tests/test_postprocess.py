@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from scipy import ndimage
 
-from app.postprocess import decide, remove_small_regions
+from app.postprocess import clean, decide, remove_minor_pieces, remove_small_regions
 
 
 def flood_filled(labels, min_region_px):
@@ -121,6 +121,85 @@ def test_what_lies_in_the_box_of_another_label_stays():
 
 def test_nothing_to_filter():
     assert not filtered(np.zeros((2, 5, 5), np.uint8)).any()
+
+
+def flooded_blocks(labels, min_share):
+    """The filter of minor pieces again: breadth first through blocks of 2 x 2 pixels of the organ's box."""
+    out = labels.copy()
+    for label in set(labels[labels > 0].tolist()):
+        places = np.argwhere(labels == label)
+        origin = places.min(axis=0)
+        left = {(z, y // 2, x // 2) for z, y, x in (places - origin).tolist()}
+        pieces = []
+        while left:
+            piece, queue = set(), [left.pop()]
+            while queue:
+                block = queue.pop()
+                piece.add(block)
+                near = {tuple(np.add(block, np.subtract(step, 1)).tolist()) for step in np.ndindex(3, 3, 3)} & left
+                left -= near
+                queue += near
+            pieces.append(piece)
+        largest = max(len(piece) for piece in pieces)
+        gone = set().union(*(piece for piece in pieces if len(piece) < min_share * largest))
+        for place in places:
+            z, y, x = (place - origin).tolist()
+            if (z, y // 2, x // 2) in gone:
+                out[tuple(place)] = 0
+    return out
+
+
+@settings(deadline=None, max_examples=150)
+@given(
+    arrays.arrays(
+        np.uint8,
+        st.tuples(st.integers(1, 5), st.integers(1, 13), st.integers(1, 13)),
+        elements=st.sampled_from([0] * 12 + [1, 2, 13]),
+    ),
+    st.sampled_from([0.1, 0.4, 0.9, 1.0]),
+)
+def test_minor_pieces_like_a_flood_fill(labels, min_share):
+    filtered = labels.copy()
+    remove_minor_pieces(filtered, min_share)
+    assert np.array_equal(filtered, flooded_blocks(labels, min_share))
+
+
+@pytest.mark.parametrize(("slices", "stays"), [(1, False), (2, True)])
+def test_a_piece_below_a_tenth_of_the_organ_goes(slices, stays):
+    labels = np.zeros((30, 40, 40), np.uint8)
+    labels[5:25, 4:14, 4:14] = 1  # 20 slices
+    labels[:slices, 24:34, 24:34] = 1  # elsewhere, as large in each
+    labels[29, 4:14, 24:34] = 3  # the only piece of another organ
+    expected = labels.copy()
+    if not stays:
+        expected[:slices, 24:34, 24:34] = 0
+    clean(labels)
+    assert np.array_equal(labels, expected)
+
+
+def test_a_thin_bridge_through_slices_makes_one_piece():
+    labels = np.zeros((3, 40, 40), np.uint8)
+    labels[0, 0:30, 0:30] = 4
+    labels[1, 29, 29] = 4
+    labels[2, 30:36, 30:36] = 4  # 36 pixels, below a tenth of 900
+    expected = labels.copy()
+    remove_minor_pieces(labels)
+    assert np.array_equal(labels, expected)
+    labels[1] = 0
+    expected[1:] = 0
+    remove_minor_pieces(labels)
+    assert np.array_equal(labels, expected)
+
+
+def test_both_filters_one_after_the_other():
+    labels = np.zeros((20, 40, 40), np.uint8)
+    labels[:, 4:20, 4:20] = 6
+    labels[::2, 30:37, 30:37] = 6  # ten regions of 49 pixels: each too small, though 490 is not
+    labels[3, 30:40, 25:35] = 6  # large enough in its slice, alone in the volume
+    expected = np.zeros_like(labels)
+    expected[:, 4:20, 4:20] = 6
+    clean(labels)
+    assert np.array_equal(labels, expected)
 
 
 def logits_of(**values):
