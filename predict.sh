@@ -37,7 +37,7 @@ if [ -z "$python" ]; then
   fi
   [ $# -gt 0 ] || set -- --inputs "$here/examples" --outputs "$here/outputs" --preview
 fi
-# glibc would give memory back to the kernel after each step and fetch it again, page by page: a tenth of all CPU time.
+# glibc would give memory back to the kernel after each step and fetch it again, page by page (benchmarks/README.md).
 kept=1073741824
 export GLIBC_TUNABLES="${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=$kept:glibc.malloc.trim_threshold=$kept:glibc.malloc.top_pad=67108864}"
 # `python -m app`, but a folder named `app` where the caller stands is not taken for ours (Python 3.11 has -P for it).

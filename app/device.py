@@ -11,11 +11,11 @@ import torch
 log = logging.getLogger(__name__)
 
 MIB = 1 << 20
-# On a CPU with AMX, one thread, a slice took 0.088 s in steps of 2, 0.094 in 4, 0.115 in 16: the caches. On a GPU
-# 8 is a guess that nobody has measured yet: it fills the card's processors and stays far below the budget.
+# On a CPU with AMX 2 are fastest, for what fits the caches (benchmarks/README.md). On a GPU 8 is a guess that nobody
+# has measured yet: it fills the card's processors and stays far below the budget.
 MAX_SLICES_PER_STEP = {"cuda": 8, "cpu": 2}
-# Counted in half precision, the decoder holds its upsampled features, their concatenation and the logits at once:
-# about 100 bytes a pixel. The rest is for cuDNN's workspaces.
+# Counted in half precision, the decoder holds its upsampled features and their concatenation at once: about 80 bytes
+# a pixel. The rest is for cuDNN's workspaces, and for deciding on labels where all neighbours disagree.
 STEP_BYTES_PER_PX = 160
 CONTEXT_MIB = 700  # allowed for the CUDA context, cuDNN and the weights; in a container NVML cannot tell per process
 
