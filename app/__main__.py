@@ -11,6 +11,8 @@ import platform
 import signal
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 
@@ -139,7 +141,7 @@ def _run(cases: list[Case], options, monitor: ResourceMonitor, progress: Progres
     read_s: dict[str, float] = {}
     progress.reading()
     with ReadAhead(cases, read) as volumes:
-        with monitor.stage("start-up"):
+        with monitor.stage("start-up"), _uncollected():
             from app.device import DeviceError
             from app.weights import WeightsError
 
@@ -166,9 +168,22 @@ def _run(cases: list[Case], options, monitor: ResourceMonitor, progress: Progres
     return SOME_FAILED if failed else DONE
 
 
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Without the garbage collector: imports make a million objects and no garbage, and looking for it takes time.
+
+    What is made here stays to the end: no later search looks through it again.
+    """
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
 def _load(options, record: RunRecord):
     """The network on its device; notes both in the record."""
-    gc.disable()  # imports make a million objects and no garbage: a fifth of their time is looking for it
     import torch
 
     from app.device import choose_device, compute_dtype, processor, usable_cpus
@@ -192,8 +207,6 @@ def _load(options, record: RunRecord):
         "on %s, %s, threads: %d, weights %s", record.content["device"], record.content["dtype"],
         torch.get_num_threads(), weights.sha256[:12],
     )  # fmt: skip
-    gc.freeze()  # all this stays to the end: no later search looks through it again
-    gc.enable()
     return segmenter
 
 
