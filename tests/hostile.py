@@ -8,12 +8,11 @@ import random
 import struct
 import zlib
 from collections.abc import Iterator
-from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 
-EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "tcga_lihc_a3kf_art_0000.nii.gz"
+from benchmarks.scan import EXAMPLE
 
 
 def hostile_files(count: int, seed: int) -> Iterator[tuple[str, bytes, np.ndarray]]:

@@ -207,6 +207,10 @@ def test_cpu_column_and_area_match_the_organizers(tmp_path, monkeypatch):
     times = numbers(rows, "time_s")
     area = sum(value * (times[i + 1] - times[i]) for i, value in enumerate(used))
     assert summary["auc_cpu_percent_s"] == pytest.approx(area, rel=0.02)
+    # The last sample comes with the monitor's end, a moment after the one before; the organizers have none like it.
+    even = summary["auc_cpu_percent_s"] - used[-1] * (times[-1] - times[-2])
+    mean_interval_s = times[-2] / len(used[:-1])  # the organizers': 0.1
+    assert even == pytest.approx(mean_interval_s * sum(used[:-1]), rel=0.2)
 
 
 def test_gpu_figures_match_the_organizers(tmp_path, nvml):

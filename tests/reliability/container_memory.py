@@ -14,9 +14,10 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
+from benchmarks.scan import EXAMPLE
 from tests.container.test_image import docker, engine_answers
 from tests.reliability.scans import agreement, segmented, shipped_segmenter
-from tests.reliability.trial import EXAMPLE, ROOT, Row, main
+from tests.reliability.trial import ROOT, Row, main
 
 LIMITS = ("4g", "600m", "400m", "250m")  # 600 slices of int16 alone are 300 MiB
 KILLED, IN_WORDS = 137, 1

@@ -26,6 +26,7 @@ from tests.reliability.runs import (
     start,
     statuses,
     temporaries,
+    wait_until,
     wrong_masks,
 )
 from tests.reliability.trial import ROOT, Row, main, row
@@ -142,8 +143,7 @@ def _changing_inputs(folder: Path, weights: Path, count: int, rng: random.Random
             (inputs / name).write_bytes(old)
         paths = rng.sample([*inputs.iterdir()], 4)
         process = start(inputs, outputs, weights)
-        while not (outputs / "logs").exists() and process.is_alive():
-            time.sleep(0.001)
+        wait_until(process, (outputs / "logs").exists)
         for path, change in zip(paths, rng.sample([_vanish, _cut, _overwrite, _replace], 4), strict=True):
             time.sleep(rng.uniform(0, 0.2))
             change(path, versions[path.name][1])

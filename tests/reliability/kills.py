@@ -25,6 +25,7 @@ from tests.reliability.runs import (
     start,
     statuses,
     temporaries,
+    wait_until,
     wrong_masks,
 )
 from tests.reliability.trial import Row, main, row
@@ -36,7 +37,7 @@ STATUS = {signal.SIGKILL: -9, signal.SIGTERM: 143, signal.SIGINT: 130}
 def trial(folder: Path, kills: int = 30, terminations: int = 10, interrupts: int = 10, seed: int = 0) -> Iterator[Row]:
     inputs, weights = make_cases(folder)
     process = start(inputs, folder / "undisturbed", weights)
-    _wait(process, (folder / "undisturbed" / "logs").exists)
+    wait_until(process, (folder / "undisturbed" / "logs").exists)
     start_s = time.monotonic()
     assert finish(process) == 0
     run_s = time.monotonic() - start_s
@@ -48,14 +49,14 @@ def trial(folder: Path, kills: int = 30, terminations: int = 10, interrupts: int
         while (attempt := len(problems)) < count:
             outputs = folder / f"{number.name}{attempt}-{in_vain}"
             process = start(inputs, outputs, weights)
-            _wait(process, (outputs / "logs").exists)
+            wait_until(process, (outputs / "logs").exists)
             start_s = time.monotonic()
             if attempt % 5 == 4:
-                _wait(process, lambda outputs=outputs: len(masks(outputs)) == CASES)
+                wait_until(process, lambda outputs=outputs: len(masks(outputs)) == CASES)
                 process.join(rng.uniform(0, END_S))
             elif attempt % 2:
                 at_case = rng.randrange(CASES)
-                _wait(process, lambda outputs=outputs, at_case=at_case: _writing(outputs, at_case))
+                wait_until(process, lambda outputs=outputs, at_case=at_case: _writing(outputs, at_case))
                 process.join(rng.uniform(0, write_s))
             else:
                 process.join(rng.uniform(0, run_s))
@@ -88,11 +89,6 @@ def _writing(outputs: Path, at_case: int) -> bool:
     """Whether the mask of the case with this number is being written."""
     names = os.listdir(outputs)
     return sum(name.endswith(".nii.gz") for name in names) >= at_case and any(name[0] == "." for name in names)
-
-
-def _wait(process, condition) -> None:
-    while not condition() and process.is_alive():
-        time.sleep(0.0005)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,8 @@ import os
 import runpy
 import signal
 import sys
+import time
+from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -66,6 +68,12 @@ def _program(arguments: list[str], said: Path, user: int | None) -> None:
         os.setuid(user)
     sys.argv = ["app", *arguments]
     runpy.run_module("app", run_name="__main__", alter_sys=True)
+
+
+def wait_until(process: BaseProcess, condition: Callable[[], bool]) -> None:
+    """Until the condition holds, or the run has ended."""
+    while not condition() and process.is_alive():
+        time.sleep(0.0005)
 
 
 def finish(process: BaseProcess, timeout_s: float = 120) -> int | None:

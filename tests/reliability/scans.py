@@ -15,7 +15,7 @@ from app.pipeline import segment_case
 from app.segment import Segmenter
 from app.volume import read_volume
 from app.weights import load_weights
-from tests.reliability.trial import EXAMPLE
+from benchmarks.scan import EXAMPLE
 
 ABDOMEN = slice(15, 27)  # slices of the example that hold all organs but the esophagus
 RAS = ((0, 1), (1, 1), (2, 1))  # nibabel's words for axes that run right, forward and up

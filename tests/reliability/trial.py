@@ -12,7 +12,6 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "results" / "reliability.json"
-EXAMPLE = ROOT / "examples" / "tcga_lihc_a3kf_art_0000.nii.gz"
 
 
 class Row(NamedTuple):
