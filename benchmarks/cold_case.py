@@ -29,8 +29,8 @@ from app.segment import segment
 from app.volume import read_volume
 from app.weights import load_weights
 from benchmarks.machine import provenance, result_path
-from benchmarks.process import ROOT, app_command, measured, run_app
-from benchmarks.scan import EXAMPLE, make_scan
+from benchmarks.process import ROOT, Cost, app_command, measured, run_app
+from benchmarks.scan import EXAMPLE, make_scan, mirrored
 from evaluation.efficiency import IDLE_S, Sampler, above_idle, figures_of, measure_idle, open_gpu
 from training.results import write
 
@@ -70,13 +70,15 @@ def ours_entry(cost, samples, record: dict, options) -> dict:
 
 
 def float32_mask(scan: Path, options) -> np.ndarray:
-    """The mask that our pipeline gives in float32, of the scan's first slices: those before they repeat."""
+    """The mask that our pipeline gives in float32; slices that repeat are segmented once."""
     weights, hu = load_weights(options.weights), read_volume(scan).hu
     device = torch.device(options.device)
     torch.set_num_threads(options.threads)
     step = slices_per_step(device, 2048, weights.frame_px**2)
-    first = hu[: len(read_volume(options.source).hu)]
-    labels = segment(weights.network(device, torch.float32), first, clipped_statistics(hu), step, weights.frame_px)
+    depth = len(read_volume(options.source).hu)
+    network = weights.network(device, torch.float32)
+    labels = segment(network, hu[:depth], clipped_statistics(hu), step, weights.frame_px)
+    labels = labels[mirrored(0, len(hu), depth)]
     clean(labels)
     return labels
 
@@ -160,7 +162,7 @@ def main(arguments: list[str] | None = None) -> None:
         profiled = profile(scan, scratch / "profile", options)
         mask = read_volume(scratch / "ours0" / "scan.nii.gz").hu
         reference = float32_mask(scan, options)
-        differing["ours_float32"] = float((mask[: len(reference)] != reference).mean())
+        differing["ours_float32"] = float((mask != reference).mean())
         if with_plain:
             differing["plain"] = float((mask != read_volume(scratch / "plain.nii.gz").hu).mean())
         size_mib = scan.stat().st_size / 2**20
@@ -172,7 +174,7 @@ def main(arguments: list[str] | None = None) -> None:
         "idle": options.idle._asdict(),
         "ours": ours,
         "plain": plain,
-        "plain_over_ours": {key: ratio(plain, ours, key) for key in cost._fields} if plain else {},
+        "plain_over_ours": {key: ratio(plain, ours, key) for key in Cost._fields} if plain else {},
         "differing_share": differing,
         "profile": profiled,
     }

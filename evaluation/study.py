@@ -36,7 +36,7 @@ def crossvalidation(result: dict) -> str:
     """DSC per organ on held-out patients, mean ± SD over them, and the paper's."""
     ours = result["organs"]
     organs = _scored(ours)
-    rows = [[organ, _spread(ours[organ]), *_paper(organ)] for organ in organs]
+    rows = [[organ, _mean_and_sd(ours[organ]), *_paper(organ)] for organ in organs]
     rows.append(["**Average**", f"**{ours['mean']['mean']:.3f}**", *_paper_average(organs)])
     patients = sorted(name for fold in result["folds"] for name in fold["dsc"])
     table = _markdown(["DSC", "ours, held-out patients", *_PAPER_HEADS], rows)
@@ -53,7 +53,7 @@ def table3_miniature(result: dict) -> str:
     organs = _scored(arms[0])
     if organs != _scored(arms[1]) or arms[0]["mean"]["n"] != arms[1]["mean"]["n"]:
         raise StudyError("with_unlabelled and without_unlabelled are not of the same organs and seeds")
-    rows = [[organ, *(_spread(arm[organ]) for arm in arms), *_paper(organ)] for organ in organs]
+    rows = [[organ, *(_mean_and_sd(arm[organ]) for arm in arms), *_paper(organ)] for organ in organs]
     averages = (f"**{arm['mean']['mean']:.3f}**" for arm in arms)
     rows.append(["**Average**", *averages, *_paper_average(organs)])
     table = _markdown(["DSC", "ours (w/ un)", "ours (w/o un)", *_PAPER_HEADS], rows)
@@ -226,7 +226,7 @@ def _paper_average(organs: Sequence[str]) -> list[str]:
     return [f"**{sum(paper.TABLE_3[organ][k] for organ in organs) / len(organs):.3f}**" for k in (0, 1)]
 
 
-def _spread(statistics: dict) -> str:
+def _mean_and_sd(statistics: dict) -> str:
     spread = "" if statistics["std"] is None else f" ± {statistics['std']:.3f}"
     return f"{statistics['mean']:.3f}{spread}"
 
