@@ -17,7 +17,7 @@ MAX_SLICES_PER_STEP = {"cuda": 8, "cpu": 2}
 # Counted in half precision, the decoder holds its upsampled features and their concatenation at once: about 80 bytes
 # a pixel. The rest is for cuDNN's workspaces, and for deciding on labels where all neighbours disagree.
 STEP_BYTES_PER_PX = 160
-CONTEXT_MIB = 700  # allowed for the CUDA context, cuDNN and the weights; in a container NVML cannot tell per process
+CONTEXT_MIB = 700  # allowed for the CUDA context and cuDNN; in a container NVML cannot tell per process
 
 
 class DeviceError(Exception):
@@ -107,11 +107,11 @@ def slices_per_step(device: torch.device, budget_mib: int, slice_px: int) -> int
 
 
 def limit_memory(device: torch.device, budget_mib: int) -> None:
-    """Make torch's allocator on a CUDA device stop at the budget less the context. Nothing to do on a CPU."""
+    """Make torch's allocator on the current CUDA device stop at the budget less the context. Nothing on a CPU."""
     if device.type == "cuda":
         total_mib = torch.cuda.get_device_properties(device).total_memory / MIB
         allowed_mib = max(64, budget_mib - CONTEXT_MIB)
-        torch.cuda.set_per_process_memory_fraction(min(1.0, allowed_mib / total_mib), device)
+        torch.cuda.set_per_process_memory_fraction(min(1.0, allowed_mib / total_mib))
 
 
 def processor() -> str:

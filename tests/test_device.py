@@ -187,9 +187,13 @@ def test_on_a_cpu_the_budget_is_not_asked():
 def test_the_allocator_stops_at_the_budget_less_the_context(monkeypatch, budget_mib, allowed_mib):
     fractions = []
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=16384 * 2**20))
-    monkeypatch.setattr(
-        torch.cuda, "set_per_process_memory_fraction", lambda fraction, device: fractions.append(fraction)
-    )
+
+    def set_fraction(fraction, device=None):
+        if device is not None:
+            _get_device_index(device)  # torch's own: it refuses "cuda" without an index
+        fractions.append(fraction)
+
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", set_fraction)
     limit_memory(CUDA, budget_mib)
     assert fractions == [pytest.approx(allowed_mib / 16384)]
 
