@@ -186,14 +186,22 @@ def _load(options, record: RunRecord):
     """The network on its device; notes both in the record."""
     import torch
 
-    from app.device import choose_device, compute_dtype, processor, usable_cpus
+    from app.device import DeviceError, choose_device, compute_dtype, processor, usable_cpus
     from app.segment import Segmenter
     from app.weights import load_weights
 
     torch.set_num_threads(min(usable_cpus(), torch.get_num_threads()))  # torch's own number is OMP_NUM_THREADS, if set
     device = choose_device(options.device)
     weights = load_weights(options.weights)
-    segmenter = Segmenter(weights, device, options.gpu_budget_mib)
+    try:
+        segmenter = Segmenter(weights, device, options.gpu_budget_mib)
+    except torch.OutOfMemoryError:
+        problem = "the network does not fit the GPU's free memory"
+        if options.device == "cuda":
+            raise DeviceError(f"--device cuda: {problem}") from None
+        log.warning("THE GPU IS NOT USED: %s. Going on, slower, on the CPU.", problem)
+        device = torch.device("cpu")
+        segmenter = Segmenter(weights, device, options.gpu_budget_mib)
     record.content.update(
         command=sys.argv,
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else processor(),

@@ -90,7 +90,7 @@ def segment_case(
         "network_spacing_mm_yx": list(network_spacing_mm),
         "mean_hu": statistics_hu[0],
         "std_hu": statistics_hu[1],
-        "device": segmenter.device.type,
+        "device": segmenter.used_device.type,
         "warnings": warnings,
         "seconds": seconds,
         "organs": _organs(labels, geometry.voxel_ml),

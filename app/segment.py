@@ -30,14 +30,19 @@ class Segmenter:
         device: Where to run; the CPU takes over when a GPU cannot go on.
         budget_mib: For all that this process takes on a GPU.
 
+    Raises:
+        torch.OutOfMemoryError: The GPU has no room for the network.
+
     Attributes:
         device: Where the network is now.
+        used_device: Where the last volume was segmented.
     """
 
     def __init__(self, weights: Weights, device: torch.device, budget_mib: int):
         self.weights, self.budget_mib = weights, budget_mib
         limit_memory(device, budget_mib)
         self._move_to(device)
+        self.used_device = device
 
     def _move_to(self, device: torch.device) -> None:
         self.device, self.dtype = device, compute_dtype(device)
@@ -51,21 +56,25 @@ class Segmenter:
         """
         frame = [max(size, self.weights.frame_px) for size in hu.shape[1:]]
         step = min(slices_per_step(self.device, self.budget_mib, frame[0] * frame[1]), len(hu))
+        self.used_device = self.device
         while self.device.type != "cpu":
             try:
                 return segment(self._network, hu, statistics_hu, step, self.weights.frame_px, on_step)
             except torch.OutOfMemoryError:
-                torch.cuda.empty_cache()
-                if step == 1:
-                    log.warning("one slice does not fit the GPU's memory budget: this case goes to the CPU")
-                    break
-                log.warning("out of GPU memory at %d slices a step: trying %d", step, step // 2)
-                step //= 2
+                pass  # until this block ends, the traceback holds what the step took
             except RuntimeError as error:
                 cause = (str(error) or type(error).__name__).splitlines()[0]
                 log.warning("the GPU failed (%s): going on with the CPU", cause)
                 self._move_to(torch.device("cpu"))
+                break
+            torch.cuda.empty_cache()
+            if step == 1:
+                log.warning("one slice does not fit the GPU's memory budget: this case goes to the CPU")
+                break
+            log.warning("out of GPU memory at %d slices a step: trying %d", step, step // 2)
+            step //= 2
         network, cpu = self._network, torch.device("cpu")
+        self.used_device = cpu
         if self.device != cpu:
             network = self.weights.network(cpu, compute_dtype(cpu))
         step = slices_per_step(cpu, self.budget_mib, frame[0] * frame[1])

@@ -325,6 +325,34 @@ def test_a_card_that_cannot_be_used_is_a_warning_and_the_cpu_goes_on(folders, ru
     assert records(folders[1])[0]["cases"][0]["device"] == "cpu"
 
 
+@pytest.mark.parametrize("asked", ["auto", "cuda"])
+def test_a_card_without_room_for_the_network(folders, run_app, monkeypatch, asked):
+    import torch
+
+    from app import device, segment
+    from app.weights import Weights
+
+    network = Weights.network
+
+    def full(self, place, dtype):
+        if place.type == "cuda":
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return network(self, place, dtype)
+
+    monkeypatch.setattr(device, "_cuda_problem", lambda: None)
+    monkeypatch.setattr(segment, "limit_memory", lambda place, budget_mib: None)
+    monkeypatch.setattr(Weights, "network", full)
+    outcome = run_app("--inputs", folders[0] / "a_0000.nii.gz", "--outputs", folders[1], "--device", asked, "--quiet")
+    (message,) = messages(outcome.stderr)
+    problem = "the network does not fit the GPU's free memory"
+    if asked == "cuda":
+        assert (outcome.status, message) == (2, f"--device cuda: {problem}")
+    else:
+        assert (outcome.status, message) == (0, f"THE GPU IS NOT USED: {problem}. Going on, slower, on the CPU.")
+        (record,) = records(folders[1])
+        assert record["cases"][0]["device"] == "cpu" and record["dtype"] in ("bfloat16", "float32")
+
+
 def test_threads_of_the_user_are_not_exceeded(folders, run_app):
     import torch
 

@@ -31,7 +31,7 @@ ORIENTATIONS = list(itertools.product(itertools.permutations(range(3)), itertool
 class Thresholds:
     """In place of the network: labels that follow from the HU alone, and a note of what it was given."""
 
-    device = torch.device("cpu")
+    used_device = torch.device("cpu")
     weights = SimpleNamespace(spacing_mm=(0.5, 1.0))
 
     def __call__(self, hu, statistics_hu, on_step):

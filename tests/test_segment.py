@@ -209,11 +209,12 @@ def test_where_no_slice_fits_this_case_alone_goes_to_the_cpu(on_gpu, caplog):
     assert [device for device, _ in weights.made] == ["cuda", "cpu"]
     assert caplog.messages[-1] == "one slice does not fit the GPU's memory budget: this case goes to the CPU"
     assert len(caplog.messages) == 4
+    assert segmenter.used_device.type == "cpu"
     full = False
     caplog.clear()
     assert np.array_equal(segmenter(HU, STATISTICS, lambda done: None), EXPECTED)
     assert len(weights.made) == 2  # the GPU again
-    assert segmenter.device.type == "cuda"
+    assert segmenter.used_device.type == segmenter.device.type == "cuda"
     assert caplog.messages == []
 
 
@@ -230,7 +231,7 @@ def test_a_gpu_that_breaks_between_slices_is_given_up(on_gpu, caplog):
     assert caplog.messages == [
         "the GPU failed (CUDA error: unspecified launch failure): going on with the CPU",
     ]
-    assert segmenter.device.type == "cpu"
+    assert segmenter.used_device.type == segmenter.device.type == "cpu"
     assert np.array_equal(segmenter(HU, STATISTICS, lambda done: None), EXPECTED)
     assert [device for device, _ in weights.made] == ["cuda", "cpu"]
     assert len(calls) == 2  # and is not asked again
