@@ -78,8 +78,8 @@ def remove_minor_pieces(labels: np.ndarray, min_share: float = MIN_PIECE_SHARE) 
     """Turn pieces of an organ that lie apart from it, far smaller than its largest, to background.
 
     Not in the paper, whose network sees slices one by one, and now and then an organ where another slice shows that
-    there is none. Pieces are 26-connected blocks of 2 x 2 pixels that hold the organ: a quarter of the time and memory,
-    and a gap of a pixel parts nothing.
+    there is none. Pieces are 26-connected blocks of 2 x 2 pixels that hold the organ: a quarter of the time and
+    memory, at most 2 bytes a voxel, and a gap of a pixel parts nothing.
 
     Args:
         labels: uint8 (z, y, x), 0..13, changed in place.
@@ -90,12 +90,15 @@ def remove_minor_pieces(labels: np.ndarray, min_share: float = MIN_PIECE_SHARE) 
             continue
         inside = labels[box]
         height, width = inside.shape[1:]
-        organ = np.pad(inside == label, ((0, 0), (0, height % 2), (0, width % 2)))
-        rows = organ[:, ::2] | organ[:, 1::2]
-        blocks = rows[:, :, ::2] | rows[:, :, 1::2]
+        blocks = np.empty((len(inside), -(-height // 2), -(-width // 2)), bool)
+        for plane, plane_blocks in zip(inside, blocks, strict=True):
+            organ = np.pad(plane == label, ((0, height % 2), (0, width % 2)))
+            rows = organ[::2] | organ[1::2]
+            np.logical_or(rows[:, ::2], rows[:, 1::2], out=plane_blocks)
         pieces, _ = ndimage.label(blocks, structure=np.ones((3, 3, 3)))
         sizes = np.bincount(pieces[blocks])  # no piece has the number 0
         minor = (sizes < min_share * sizes.max()) & (sizes > 0)
         if minor.any():
-            apart = minor[pieces].repeat(2, axis=1).repeat(2, axis=2)[:, :height, :width]
-            inside[apart & (inside == label)] = 0
+            for plane, plane_pieces in zip(inside, pieces, strict=True):
+                apart = minor[plane_pieces].repeat(2, axis=0).repeat(2, axis=1)[:height, :width]
+                plane[apart & (plane == label)] = 0
