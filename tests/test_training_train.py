@@ -159,6 +159,23 @@ def test_one_step_is_equations_1_to_3_written_out(store, tmp_path, dice_weight):
             assert (step - by_hand).norm() <= 2e-3 * by_hand.norm() + 1e-6, name
 
 
+def test_mixed_precision_does_not_round_what_the_network_sees(store, tmp_path):
+    run = Run(config(store, tmp_path, bf16=True, blur=0.5))
+    labelled = default_collate([run.labelled[p] for p in range(4)])
+    unlabelled = default_collate([run.unlabelled[p] for p in range(4)])
+    seen = []
+    run.branches[0].register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].clone()))
+    run.train_step(labelled, unlabelled)
+    assert torch.equal(seen[0], augment(labelled, 32, run.noise)[0])
+    assert torch.equal(seen[1], augment(unlabelled, 32, run.noise)[0])  # for the pseudo-labels, unmixed
+
+
+def test_cutmix_pairs_are_not_split_among_processes(store, tmp_path, monkeypatch):
+    monkeypatch.setattr("training.train.join", lambda device: (0, 4, torch.device("cpu")))
+    with pytest.raises(ValueError, match="--unlabelled-per-batch 12 must give each of 4 processes an even number"):
+        Run(config(store, tmp_path, labelled_per_batch=12, unlabelled_per_batch=12))
+
+
 def test_lambda_0_is_training_without_unlabelled_slices(store, tmp_path):
     only_labelled = phantom_store(tmp_path / "store", 32, [12, 17, 24, 32], labelled=2)
     weights = []

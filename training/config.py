@@ -22,7 +22,7 @@ class Config:
     init: str = setting("", "checkpoint or exported weights to start from, instead of Kaiming; several: A.pt,B.pt")
     stop_after_s: float = setting(0.0, "seconds after which to save and stop; the same command goes on; 0: never")
     device: str = setting("auto", "auto, cuda or cpu")
-    workers: int = setting(2, "loader processes; 0 loads in the training process")
+    workers: int = setting(2, "processes of each loader (with --lambda there are two); 0 loads in the training process")
     compile: bool = setting(False, "torch.compile the branches")
     bf16: bool = setting(True, "bfloat16 autocast; parameters and losses stay float32")
 

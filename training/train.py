@@ -51,8 +51,8 @@ def cps_losses(
 ) -> list[Tensor]:
     """Eq. 2, one term a branch; with CutMix as in Chen et al. (2021), the networks learn on mixed images.
 
-    Pseudo-labels come from the unmixed images, in evaluation mode: they are what inference would say, without
-    dropout and whatever else is in the batch (or on which process). The CPS authors make them in training
+    Pseudo-labels come from the unmixed images, in evaluation mode: they are what inference would say but for its
+    bias, without dropout and whatever else is in the batch (or on which process). The CPS authors make them in training
     mode, where these forward passes also go into batch norm's running statistics, a second time a step.
 
     Args:
@@ -93,6 +93,12 @@ class Run:
         self.unlabelled = None
         if config.lambda_:
             self.unlabelled = SliceDataset(config.store, cases.unlabelled, config, labelled=False)
+            mine = part(config.unlabelled_per_batch, self.rank, self.processes)
+            if config.cutmix and (mine.stop - mine.start) % 2:
+                raise ValueError(
+                    f"CutMix mixes pairs: --unlabelled-per-batch {config.unlabelled_per_batch} must give each of "
+                    f"{self.processes} processes an even number"
+                )
         self.steps_per_epoch = max(1, len(self.labelled) // config.labelled_per_batch)
         self.total_steps = max(1, round(config.epochs * self.steps_per_epoch))
         self.warmup_steps = round(config.warmup_epochs * self.steps_per_epoch)
@@ -170,6 +176,8 @@ class Run:
         torch.manual_seed((config.seed * 2**32 + self.step) * 2**10 + self.rank)  # dropout
         lr = learning_rate(self.step, self.total_steps, self.warmup_steps, config.lr, config.poly_power)
         images, labels = augment(labelled, config.crop_size, self.noise)
+        if unlabelled is not None:  # outside of autocast, which would round the places that slices are sampled at
+            unlabelled_images, known = augment(unlabelled, config.crop_size, self.noise)
         cps = [torch.zeros((), device=self.device)] * config.branches
         with torch.autocast(self.device.type, torch.bfloat16, enabled=config.bf16):
             supervised = [
@@ -177,8 +185,8 @@ class Run:
                 for branch in self.forward
             ]
             if unlabelled is not None:
-                images, known = augment(unlabelled, config.crop_size, self.noise)
-                cps = cps_losses(self.forward, images, known, unlabelled["missing"], self._boxes())
+                missing = unlabelled["missing"]
+                cps = cps_losses(self.forward, unlabelled_images, known, missing, self._boxes())
         loss = sum(supervised) + config.lambda_ * sum(cps)  # eq. 3
         loss.backward()
         for optimiser in self.optimisers:
