@@ -99,12 +99,14 @@ class Sampler:
 
     Attributes:
         samples: Complete after exit.
+        fault: Why it ended too early, e.g. by a fault of NVML: what it saw is not the whole. None if all is well.
     """
 
     def __init__(self, gpu: Gpu | None):
         self.samples = Samples([], [], [])
         self._gpu = gpu
         self._stop = threading.Event()
+        self.fault: str | None = None
         self._thread = threading.Thread(target=self._run, name="efficiency-sampler", daemon=True)
 
     def __enter__(self) -> "Sampler":
@@ -115,13 +117,23 @@ class Sampler:
     def __exit__(self, *exception) -> None:
         self._stop.set()
         self._thread.join()
-        if not self.samples.ram_mib:  # shorter than an interval
+        if not self.fault and not self.samples.ram_mib:  # shorter than an interval
             self._sample()
+
+    def complete(self) -> Samples:
+        """The samples; raises OSError if they are not of the whole time."""
+        if self.fault:
+            raise OSError(self.fault)
+        return self.samples
 
     def _run(self) -> None:
         tick = 1  # the first CPU figure needs an interval behind it
         while not self._stop.wait(self._start_s + tick * INTERVAL_S - time.perf_counter()):
-            self._sample()
+            try:
+                self._sample()
+            except Exception as error:
+                self.fault = f"GPU, CPU and RAM could no longer be sampled: {error}"
+                return
             tick = max(tick + 1, int((time.perf_counter() - self._start_s) / INTERVAL_S))
 
     def _sample(self) -> None:
@@ -141,9 +153,10 @@ class Idle(NamedTuple):
 
 
 def measure_idle(gpu: Gpu | None, seconds: float) -> Idle:
+    """Raises OSError if the sampling fails."""
     with Sampler(gpu) as sampler:
         time.sleep(seconds)
-    samples = sampler.samples
+    samples = sampler.complete()
     return Idle(
         statistics.fmean(samples.gpu_mib) if samples.gpu_mib else None,
         statistics.fmean(samples.cpu_used_percent),
@@ -302,6 +315,8 @@ def measure_case(case: Case, outputs: Path, subject: Subject, gpu: Gpu | None) -
         error = f"exit status {status.returncode}: {_complaint(log.read_text(errors='replace'))}"
     elif _state(case.mask) in (None, mask_before):
         error = f"exit status 0, but no mask {case.mask}"
+    elif sampler.fault:
+        error = sampler.fault
     program_s = _program_seconds(set(outputs.glob("logs/*/run.json")) - records_before)
     return Measurement(stem, figures_of(seconds, sampler.samples), sampler.samples, program_s, error)
 
@@ -449,10 +464,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         else:
             subject = command_subject(arguments.command, number)
         folder.mkdir(parents=True, exist_ok=True)
+        idle = measure_idle(gpu, arguments.idle_s)
     except (UsageError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return WRONG_USE
-    idle = measure_idle(gpu, arguments.idle_s)
     print(
         f"idle machine: {'no GPU' if idle.gpu_mib is None else f'GPU {idle.gpu_mib:.0f} MB'}, "
         f"CPU {idle.cpu_percent:.1f} %, RAM {idle.ram_mib:.0f} MB",

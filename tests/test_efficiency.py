@@ -12,9 +12,23 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from app.cases import find_cases
 from app.monitor import flare_cpu_percent
 from evaluation import efficiency
-from evaluation.efficiency import COLUMNS, Figures, Idle, Sampler, Samples, above_idle, cpu_shares, figures_of, main
+from evaluation.efficiency import (
+    COLUMNS,
+    Figures,
+    Idle,
+    Sampler,
+    Samples,
+    above_idle,
+    command_subject,
+    cpu_shares,
+    figures_of,
+    main,
+    measure_case,
+    measure_idle,
+)
 
 CpuTimes = namedtuple("CpuTimes", "user nice system idle iowait")
 
@@ -164,6 +178,24 @@ def test_sampler_keeps_its_interval():
     counts = {len(values) for values in sampler.samples}
     assert len(counts) == 1
     assert 9 <= counts.pop() <= 25  # 10 a second; a busy machine starts Python slowly
+
+
+class DyingGpu(FakeGpu):
+    def used_mib(self):
+        if self.readings == 2:
+            raise RuntimeError("GPU is lost")
+        return super().used_mib()
+
+
+def test_a_card_that_is_lost_midway_is_an_error_of_its_case(tmp_path, scans, program):
+    subject = command_subject(f"{sys.executable} {program}", None)
+    gpu = DyingGpu()
+    (tmp_path / "out" / "efficiency").mkdir(parents=True)
+    case = find_cases([scans], tmp_path / "out")[0]
+    measured = measure_case(case, tmp_path / "out", subject, gpu)
+    assert measured.error == "GPU, CPU and RAM could no longer be sampled: GPU is lost"
+    with pytest.raises(OSError, match="GPU is lost"):
+        measure_idle(gpu, 0.3)
 
 
 def test_a_run_shorter_than_an_interval_has_a_sample():
