@@ -1,8 +1,8 @@
 """All three, one after the other: `python -m benchmarks [--device cuda]`."""
 
 import argparse
-
-from benchmarks import cold_case, network, scaling
+import subprocess
+import sys
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -10,9 +10,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--threads", default="2", help="(default: %(default)s)")
     options = parser.parse_args(arguments)
-    # Measured first, written down last: to name the card opens it, and this process then has memory on it.
-    for benchmark in (cold_case, scaling, network):
-        benchmark.main(["--device", options.device, "--threads", options.threads])
+    for name in ("cold_case", "scaling", "network"):  # a process each: what one leaves on the card, the next would count
+        command = [sys.executable, "-m", f"benchmarks.{name}", "--device", options.device, "--threads", options.threads]
+        subprocess.run(command, check=True)
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ from app.volume import read_volume
 from app.weights import load_weights
 from benchmarks.machine import provenance, result_path
 from benchmarks.process import ROOT, Cost, app_command, measured, run_app
-from benchmarks.scan import EXAMPLE, make_scan, mirrored
+from benchmarks.scan import EXAMPLE, make_scan
 from evaluation.efficiency import IDLE_S, Sampler, above_idle, figures_of, measure_idle, open_gpu
 from training.results import write
 
@@ -41,7 +41,7 @@ def run_ours(scan: Path, outputs: Path, options) -> tuple:
     """Cost, organizers' samples, and our program's own record of the run."""
     with Sampler(options.gpu) as sampler:
         cost, record = run_app(scan, outputs, options.weights, options.device, options.threads)
-    return cost, sampler.samples, record
+    return cost, sampler.complete(), record
 
 
 def run_plain(scan: Path, mask: Path, options) -> tuple:
@@ -49,7 +49,7 @@ def run_plain(scan: Path, mask: Path, options) -> tuple:
     command = [sys.executable, "-m", "benchmarks.plain", str(scan), str(mask), "--device", options.device]
     with Sampler(options.gpu) as sampler:
         cost, printed = measured([*command, "--weights", str(options.weights)], options.threads)
-    return cost, sampler.samples, json.loads(printed)
+    return cost, sampler.complete(), json.loads(printed)
 
 
 def entry(cost, samples, seconds: dict[str, float], reserved_mib: float | None, options) -> dict:
@@ -70,15 +70,13 @@ def ours_entry(cost, samples, record: dict, options) -> dict:
 
 
 def float32_mask(scan: Path, options) -> np.ndarray:
-    """The mask that our pipeline gives in float32; slices that repeat are segmented once."""
+    """The mask that our pipeline gives in float32, of the scan as it is."""
     weights, hu = load_weights(options.weights), read_volume(scan).hu
     device = torch.device(options.device)
     torch.set_num_threads(options.threads)
     step = slices_per_step(device, 2048, weights.frame_px**2)
-    depth = len(read_volume(options.source).hu)
-    network = weights.network(device, torch.float32)
-    labels = segment(network, hu[:depth], clipped_statistics(hu), step, weights.frame_px)
-    labels = labels[mirrored(0, len(hu), depth)]
+    torch.backends.cudnn.allow_tf32 = False  # its mantissa is no longer than float16's
+    labels = segment(weights.network(device, torch.float32), hu, clipped_statistics(hu), step, weights.frame_px)
     clean(labels)
     return labels
 

@@ -77,7 +77,7 @@ def main(arguments: list[str] | None = None) -> None:
     peak_tflops, measurements = {}, []
     with torch.inference_mode():
         for dtype in DTYPES[device]:
-            name = str(dtype).removeprefix("torch.")
+            name = "TF32" if dtype == torch.float32 and device == "cuda" else str(dtype).removeprefix("torch.")
             peak_tflops[name] = matmul_tflops(device, dtype, options)
             for form, (_, statement, layouts) in FORMS.items():
                 for layout, batch in itertools.product(layouts, options.batches):

@@ -283,10 +283,12 @@ def test_plot_of_this_repository_is_up_to_date(tmp_path):
 
 def test_all_three_in_one_go(monkeypatch):
     calls = []
-    for module in (cold_case, scaling, network):
-        monkeypatch.setattr(module, "main", lambda arguments, module=module: calls.append((module, arguments)))
-    importlib.import_module("benchmarks.__main__").main(["--device", "cuda"])
-    assert calls == [(module, ["--device", "cuda", "--threads", "2"]) for module in (cold_case, scaling, network)]
+    module = importlib.import_module("benchmarks.__main__")
+    monkeypatch.setattr(module.subprocess, "run", lambda command, check: calls.append(command[1:]))
+    module.main(["--device", "cuda"])
+    names = ("cold_case", "scaling", "network")
+    assert calls == [["-m", f"benchmarks.{name}", "--device", "cuda", "--threads", "2"] for name in names]
+    assert all(importlib.util.find_spec(f"benchmarks.{name}") for name in names)
 
 
 @pytest.mark.parametrize("name", ["__main__", "cold_case", "network", "plain", "plot", "scaling"])
