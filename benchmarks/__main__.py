@@ -10,7 +10,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--threads", default="2", help="(default: %(default)s)")
     options = parser.parse_args(arguments)
-    for name in ("cold_case", "scaling", "network"):  # a process each: what one leaves on the card, the next would count
+    # A process each: what one leaves on the card, the next would count.
+    for name in ("cold_case", "scaling", "network"):
         command = [sys.executable, "-m", f"benchmarks.{name}", "--device", options.device, "--threads", options.threads]
         subprocess.run(command, check=True)
 

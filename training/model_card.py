@@ -141,6 +141,7 @@ Cross-validated DSC of whole patients whom the scored networks never saw: {len(p
 {len(scores["folds"])} fold(s) that were written down before training.
 
 - {recipe_note(training["stages"], scores["folds"])}
+- Stages, settings and filters were chosen on fold 0: its figures flatter a little.
 - The shipped weights may have seen these patients. The paper's figures are of 50 others, FLARE22's validation set.
 
 {crossvalidation(scores)}
