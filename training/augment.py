@@ -1,11 +1,10 @@
-"""Apply the drawn augmentation to a batch, on the device: phase, bowel, jitter, clip, move, z-score; section 2.1."""
+"""Apply the drawn augmentation to a batch, on the device: contrast phase, jitter, clip, move, z-score; section 2.1."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from app.preprocess import WINDOW_HU, normalise
-from training.bowel import fill
 from training.contrast import wash_out
 from training.store import UNCERTAIN
 
@@ -43,10 +42,6 @@ def augment(batch: dict[str, Tensor], crop_size: int, noise: Tensor) -> tuple[Te
     if phase.any():
         hu[phase] = wash_out(hu[phase], organ[phase], batch["washout"][phase])
     sample = torch.arange(len(organ), device=organ.device)[:, None, None]
-    filled = (batch["loops"] > -torch.inf).flatten(1).any(dim=1)
-    if filled.any():
-        drawn = (batch[name][filled] for name in ("loops", "filling_hu", "stomach"))
-        hu[filled] = fill(hu[filled], organ[filled], *drawn, _gaussian_blur(hu[filled]))
     hu = hu * batch["organ_scale"][sample, organ] + batch["organ_offset_hu"][sample, organ]
     hu = hu * column("slice_scale") + column("slice_offset_hu")
     if batch["noise_hu"].any():

@@ -57,7 +57,6 @@ class Config:
     organ_offset_hu: float = setting(20.0, "organ-intensity jitter: standard deviation of an organ's offset")
     organ_scale: float = setting(0.05, "organ-intensity jitter: standard deviation of an organ's scale around 1")
     phase_share: float = setting(0.0, "share of labelled slices that get another contrast phase")
-    bowel_share: float = setting(0.0, "share of labelled slices that get loops of bowel with other contents")
     slice_offset_hu: float = setting(10.0, "the same for the whole slice; on unlabelled slices it is the only one")
     slice_scale: float = setting(0.05, "the same for the whole slice")
     noise_hu: float = setting(0.0, "largest standard deviation of added noise; half of the slices get none")
@@ -84,7 +83,7 @@ class Config:
         paired = not self.lambda_ or not self.cutmix or self.unlabelled_per_batch % 2 == 0
         require(paired, "unlabelled_per_batch must be even: CutMix mixes pairs")
         require(self.zoom >= 1, f"zoom must be at least 1, got {self.zoom}")
-        for name in ("empty_share", "phase_share", "bowel_share"):
+        for name in ("empty_share", "phase_share"):
             require(0 <= getattr(self, name) <= 1, f"{name} must be in 0..1, got {getattr(self, name)}")
         require(0 <= self.organ_share + self.true_hu_share <= 1, "organ_share + true_hu_share must be in 0..1")
 

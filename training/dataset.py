@@ -16,7 +16,6 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from app.labels import NUM_CLASSES
-from training.bowel import draw_loops
 from training.config import Config
 from training.contrast import draw_washout
 from training.distributed import part
@@ -171,7 +170,6 @@ class SliceDataset(Dataset):
             **_saturation(case, rng),
             "warp": self._warp(rng),
             "washout": draw_washout(rng, config.phase_share * self.labelled),
-            **draw_loops(rng, config.bowel_share * self.labelled, config.frame_px),
         }
 
     def _affine(self, labels: np.ndarray, organ: int, rng: np.random.Generator) -> np.ndarray:

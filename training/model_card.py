@@ -29,7 +29,7 @@ SOURCES = {
 STAGE_SETTINGS = (
     *("branches", "lambda_", "dice_weight", "crop_size", "labelled_per_batch", "unlabelled_per_batch"),
     *("optimiser", "lr", "momentum", "weight_decay", "epochs", "warmup_epochs", "organ_share", "true_hu_share"),
-    *("rotation_deg", "zoom", "warp_px", "phase_share", "bowel_share", "noise_hu", "blur", "statistics_jitter", "seed"),
+    *("rotation_deg", "zoom", "warp_px", "phase_share", "noise_hu", "blur", "statistics_jitter", "seed"),
 )
 
 
