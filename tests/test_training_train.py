@@ -88,6 +88,12 @@ def test_killed_and_resumed_is_uninterrupted_bit_for_bit(store, tmp_path, monkey
         Run(dataclasses.replace(settings, store=str(phantom_store(tmp_path / "other", 32, [17], 1, 1))))
 
 
+def test_a_store_without_labels_is_named(tmp_path):
+    store = phantom_store(tmp_path / "store", 32, [17], 0, 1)
+    with pytest.raises(ValueError, match="store: no labelled slice to train on"):
+        Run(config(store, tmp_path / "run", branches=1, lambda_=0.0))
+
+
 def test_stop_after_saves_and_goes_on(store, tmp_path):
     settings = config(store, tmp_path, epochs=1, branches=1, lambda_=0.0, stop_after_s=1e-3)
     Run(settings).train()

@@ -6,7 +6,8 @@ branches    state dictionaries of DeepLabV3Plus, one a branch
 optimisers  their optimisers' states
 step, total_steps
 validation  the last one: {"step": n, "dsc": [{"Liver": 0.95, ..., "mean": 0.8}, one a branch]}, or None
-stages      runs that `init` came from, oldest first: {"config", "data", "step", "validation"} each
+mean_of     of `training.average`, whose weights it is the mean of: ["seed 1", ...]; of a run None
+stages      runs that `init` came from, oldest first: {"config", "data", "step", "validation", "mean_of"} each
 date        UTC, when it was written
 """
 
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor
 
 FILE_NAME = "checkpoint.pt"
-_STAGE = ("config", "data", "step", "validation")
+_STAGE = ("config", "data", "step", "validation", "mean_of")
 _OF_ONE_MACHINE = ("store", "out", "folds", "init", "device", "workers")  # settings that mean nothing elsewhere
 
 
@@ -46,17 +47,23 @@ def load(path: Path, device: torch.device | str = "cpu") -> dict:
     # The first checkpoints had fewer keys, and the mean DSC of the last validation under another name.
     dsc = [{"mean": mean} for mean in state.get("best_dsc", [])]
     state.setdefault("validation", {"step": state["step"], "dsc": dsc} if any(d["mean"] for d in dsc) else None)
-    for key, value in (("data", None), ("stages", []), ("total_steps", None), ("date", None)):
+    for key, value in (("data", None), ("stages", []), ("total_steps", None), ("date", None), ("mean_of", None)):
         state.setdefault(key, value)
     return state
 
 
 def load_branches(path: Path) -> tuple[list[dict[str, Tensor]], list[dict]]:
-    """Branches of a checkpoint, or the one of exported weights, and the runs that made them, oldest first."""
+    """Branches of a checkpoint, or the one of exported weights, and the runs that made them, oldest first.
+
+    Raises:
+        ValueError: It is neither.
+    """
     state = torch.load(path, map_location="cpu", weights_only=True)
     if "branches" in state:
         state = load(path)
         return state["branches"], stages(state)
+    if "state_dict" not in state:
+        raise ValueError(f"{path} is neither a checkpoint of training.train nor weights of training.export")
     return [state["state_dict"]], state["info"]["training"]["stages"]
 
 

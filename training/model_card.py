@@ -64,6 +64,8 @@ def stage_table(stages: list[dict]) -> str:
         [key.rstrip("_").replace("_", " "), *(stage["config"].get(key, "") for stage in stages)]
         for key in STAGE_SETTINGS
     ]
+    if any(stage.get("mean_of") for stage in stages):
+        rows.append(["mean of the weights of", *(", ".join(stage.get("mean_of") or ["-"]) for stage in stages)])
     return table(head, rows)
 
 
@@ -71,7 +73,10 @@ def recipe_note(shipped: list[dict], folds: list[dict]) -> str:
     """Whether the cross-validated networks were trained as the shipped one was."""
 
     def recipe(stages):
-        return [[stage["config"].get(key) for key in STAGE_SETTINGS if key != "seed"] for stage in stages]
+        return [
+            [len(stage.get("mean_of") or []), *(stage["config"].get(key) for key in STAGE_SETTINGS if key != "seed")]
+            for stage in stages
+        ]
 
     def steps(stages):
         return " + ".join(str(stage["step"]) for stage in stages)

@@ -88,8 +88,8 @@ class Run:
         self.config = config
         self.rank, self.processes, self.device = join(config.device)
         cases = split(read_cases(Path(config.store)), config)
-        self.data, self.validation_cases = describe(cases), cases.validation
         self.labelled = SliceDataset(config.store, cases.labelled, config, labelled=True)
+        self.data, self.validation_cases = describe(cases), cases.validation
         self.unlabelled = None
         if config.lambda_:
             self.unlabelled = SliceDataset(config.store, cases.unlabelled, config, labelled=False)

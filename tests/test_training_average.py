@@ -1,0 +1,83 @@
+import dataclasses
+
+import pytest
+import torch
+
+from tests.training_data import config, phantom_store
+from training import checkpoint, export, model_card
+from training.average import average
+from training.train import Run
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """A run, its exported weights, and two runs of another step that went on from these. Their folder and settings."""
+    folder = tmp_path_factory.mktemp("runs")
+    phantom_store(folder / "store", 32, [12, 17, 24, 32], 2)
+    first = config(folder / "store", folder / "first", epochs=1, branches=1, lambda_=0.0)
+    Run(first).train()
+    export.write(export.export(folder / "first" / checkpoint.FILE_NAME), folder / "start.pt")
+    for seed in (1, 2):
+        start = {"out": str(folder / f"seed{seed}"), "seed": seed, "init": str(folder / "start.pt")}
+        Run(dataclasses.replace(first, **start)).train()
+    return folder, first
+
+
+def paths(folder, *names):
+    return [folder / name if name.endswith(".pt") else folder / name / checkpoint.FILE_NAME for name in names]
+
+
+def test_every_weight_is_the_mean(runs):
+    members = paths(runs[0], "seed1", "start.pt", "seed2")
+    mean = average(members)
+    branches = [checkpoint.load_branches(path)[0][0] for path in members]
+    assert mean["branches"][0].keys() == branches[0].keys() and len(mean["branches"]) == 1
+    apart = 0
+    for name, value in mean["branches"][0].items():
+        if value.is_floating_point():
+            expected = sum(branch[name].double() for branch in branches) / 3
+            torch.testing.assert_close(value.double(), expected, rtol=1e-5, atol=1e-7)
+            apart += not torch.allclose(value, branches[0][name].float(), rtol=1e-4)
+    assert apart > 50  # the runs did go different ways
+
+
+def test_a_mean_is_exported_and_says_what_it_is(runs, tmp_path):
+    folder, settings = runs
+    checkpoint.save(average(paths(folder, "seed2", "seed1", "start.pt")), tmp_path / "mean.pt")
+    training = export.export(tmp_path / "mean.pt")["info"]["training"]
+    assert [stage.get("mean_of") for stage in training["stages"]] == [None, ["seed 1", "seed 2", "the stage before"]]
+    assert "| mean of the weights of | - | seed 1, seed 2, the stage before |" in model_card.stage_table(
+        training["stages"]
+    )
+    run = Run(dataclasses.replace(settings, out=str(tmp_path / "next"), init=str(tmp_path / "mean.pt")))
+    assert run.stages == training["stages"]
+
+
+def test_only_runs_of_one_stage_have_a_mean(runs, tmp_path):
+    folder, settings = runs
+    seed1, seed2, first = paths(folder, "seed1", "seed2", "first")
+    with pytest.raises(ValueError, match="two files at least"):
+        average([seed1])
+    with pytest.raises(ValueError, match="the same twice: seed 1, seed 1"):
+        average([seed1, seed1])
+    kaiming = dataclasses.replace(settings, out=str(tmp_path / "fresh"), seed=3)
+    Run(kaiming).train()  # from Kaiming: its weights have nothing to do with the others'
+    with pytest.raises(ValueError, match=r"fresh.* are neither runs of one stage"):
+        average([seed1, seed2, tmp_path / "fresh" / checkpoint.FILE_NAME])
+    state = checkpoint.load(seed2)
+    for name, change in {
+        "lr": {"config": {**state["config"], "lr": 0.5}},
+        "data": {"data": {}},
+        "step": {"step": 9},
+    }.items():
+        checkpoint.save({**state, **change}, tmp_path / name)
+        with pytest.raises(ValueError, match="neither runs of one stage"):
+            average([seed1, tmp_path / name])
+    del state["branches"][0]["classifier.bias"]
+    checkpoint.save(state, tmp_path / "other.pt")
+    with pytest.raises(ValueError, match="different networks"):
+        average([seed1, tmp_path / "other.pt"])
+    torch.save({"format": 1}, tmp_path / "neither.pt")
+    with pytest.raises(ValueError, match=r"neither.pt is neither a checkpoint"):
+        average([seed1, tmp_path / "neither.pt"])
+    assert average([first, seed1])["mean_of"] == ["seed 1", "the stage before"]

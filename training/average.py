@@ -1,0 +1,85 @@
+"""Mean of the weights of runs of one stage: `python -m training.average A/checkpoint.pt B/checkpoint.pt ... -o FILE`.
+
+Runs that went on from the same weights with other seeds end near each other, and the mean of their weights does better
+than any of them, at the cost of one network (model soups, Wortsman et al., ICML 2022). What they started from may be
+among them.
+"""
+
+import argparse
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from training import checkpoint
+
+
+def average(paths: list[Path]) -> dict:
+    """A checkpoint of one branch, to export, to cross-validate or to start from; it cannot be resumed.
+
+    Args:
+        paths: Checkpoints, of each the branch that validated best, or exported weights.
+
+    Raises:
+        ValueError: Fewer than two, or they are not runs of one stage (but for the seed) and what it started from.
+    """
+    if len(paths) < 2:
+        raise ValueError("a mean takes two files at least")
+    members = [_member(path) for path in paths]
+    k = max(range(len(paths)), key=lambda k: len(members[k][1]))
+    latest, (branch, (*before, stage)) = paths[k], members[k]
+    origins = []
+    for path, (other, stages) in zip(paths, members, strict=True):
+        if stages == before:
+            origins.append("the stage before")
+        elif stages[:-1] == before and _but_for_seed(stages[-1]) == _but_for_seed(stage):
+            origins.append(f"seed {stages[-1]['config']['seed']}")
+        else:
+            raise ValueError(f"{path} and {latest} are neither runs of one stage nor a run and what it started from")
+        if other.keys() != branch.keys():
+            raise ValueError(f"{path} and {latest} hold different networks")
+    if len(set(origins)) < len(origins):
+        raise ValueError(f"the same twice: {', '.join(origins)}")
+    return {
+        **checkpoint.load(latest),
+        "branches": [_mean([branch for branch, _ in members])],
+        "optimisers": [],
+        "validation": None,
+        "mean_of": sorted(origins),
+    }
+
+
+def _member(path: Path) -> tuple[dict[str, Tensor], list[dict]]:
+    branches, stages = checkpoint.load_branches(path)
+    return branches[checkpoint.best_branch(stages[-1]) if len(branches) > 1 else 0], stages
+
+
+def _but_for_seed(stage: dict) -> tuple:
+    return {**stage["config"], "seed": None}, stage["data"], stage["step"]
+
+
+def _mean(branches: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Of parameters and of batch norm's statistics, float32; of counters the first one's."""
+    return {
+        name: torch.stack([branch[name].float() for branch in branches]).mean(dim=0)
+        if value.is_floating_point()
+        else value
+        for name, value in branches[0].items()
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m training.average", description=__doc__.splitlines()[0])
+    parser.add_argument("checkpoints", type=Path, nargs="+", help="or exported weights")
+    parser.add_argument("-o", "--output", type=Path, required=True, help="checkpoint to write")
+    arguments = parser.parse_args()
+    try:
+        state = average(arguments.checkpoints)
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"training.average: {error}") from None
+    checkpoint.save(state, arguments.output)
+    print(f"{arguments.output}: mean of {', '.join(state['mean_of'])}")
+
+
+if __name__ == "__main__":
+    main()
