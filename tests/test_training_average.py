@@ -77,7 +77,13 @@ def test_only_runs_of_one_stage_have_a_mean(runs, tmp_path):
     checkpoint.save(state, tmp_path / "other.pt")
     with pytest.raises(ValueError, match="different networks"):
         average([seed1, tmp_path / "other.pt"])
-    torch.save({"format": 1}, tmp_path / "neither.pt")
-    with pytest.raises(ValueError, match=r"neither.pt is neither a checkpoint"):
-        average([seed1, tmp_path / "neither.pt"])
+    for content in ({"format": 1}, torch.zeros(3)):
+        torch.save(content, tmp_path / "neither.pt")
+        with pytest.raises(ValueError, match=r"neither.pt is neither a checkpoint"):
+            average([seed1, tmp_path / "neither.pt"])
+    whole = seed2.read_bytes()
+    for content in (b"", b"# Not torch's", whole[: len(whole) // 2]):
+        (tmp_path / "damaged.pt").write_bytes(content)
+        with pytest.raises(ValueError, match=r"damaged.pt is damaged"):
+            average([seed1, tmp_path / "damaged.pt"])
     assert average([first, seed1])["mean_of"] == ["seed 1", "the stage before"]

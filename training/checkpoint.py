@@ -13,6 +13,7 @@ date        UTC, when it was written
 
 import datetime
 import os
+import pickle
 from pathlib import Path
 
 import torch
@@ -35,13 +36,21 @@ def save(state: dict, path: Path) -> None:
     partial.replace(path)
 
 
+def _read(path: Path, device: torch.device | str) -> dict:
+    try:
+        state = torch.load(path, map_location=device, weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:  # torch raises any of them
+        raise ValueError(f"{path} is damaged, or no file of torch's") from error
+    return state if isinstance(state, dict) else {}
+
+
 def load(path: Path, device: torch.device | str = "cpu") -> dict:
     """Read a checkpoint.
 
     Raises:
         ValueError: It is none.
     """
-    state = torch.load(path, map_location=device, weights_only=True)
+    state = _read(path, device)
     if "branches" not in state:
         raise ValueError(f"{path} is not a checkpoint of training.train")
     # The first checkpoints had fewer keys, and the mean DSC of the last validation under another name.
@@ -58,7 +67,7 @@ def load_branches(path: Path) -> tuple[list[dict[str, Tensor]], list[dict]]:
     Raises:
         ValueError: It is neither.
     """
-    state = torch.load(path, map_location="cpu", weights_only=True)
+    state = _read(path, "cpu")
     if "branches" in state:
         state = load(path)
         return state["branches"], stages(state)
