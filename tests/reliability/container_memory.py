@@ -2,7 +2,7 @@
 
 Needs a Docker engine; FLARE_IMAGE names an image that is built already. Counted as lost: under 4 GiB no mask; under
 less, anything but a right mask, an error in words, or the kernel's kill without a mask. The scan is the shipped
-example over and over, so that a right mask repeats itself, and agrees with the example's own in 99.9 % of the voxels.
+example over and over; a right mask agrees in 99.9 % of the voxels with the one made outside of the container.
 """
 
 import os
@@ -33,10 +33,10 @@ def trial(folder: Path, slices: int = 600) -> Iterator[Row]:
         subprocess.run(["docker", "build", "--quiet", "-t", image, str(ROOT)], check=True)
     example = nib.load(EXAMPLE)
     array = np.asarray(example.dataobj)
-    expected = segmented(shipped_segmenter(), folder, array, example.affine)
+    long = np.tile(array, (1, 1, -(-slices // array.shape[2])))[..., :slices]
+    expected = segmented(shipped_segmenter(), folder, long, example.affine)
     inputs = folder / "inputs"
     inputs.mkdir()
-    long = np.tile(array, (1, 1, -(-slices // array.shape[2])))[..., :slices]
     nib.save(nib.Nifti1Image(long, example.affine), inputs / "long_0000.nii.gz")
     for limit in LIMITS:
         yield _under(limit, image, inputs, folder / f"outputs{limit}", expected, what)
@@ -54,11 +54,9 @@ def _under(limit: str, image: str, inputs: Path, outputs: Path, expected: np.nda
     path = outputs / "long.nii.gz"
     if path.exists():
         mask = np.asarray(nib.as_closest_canonical(nib.load(path)).dataobj)
-        period = expected.shape[2]
-        repeats = np.array_equal(mask[..., period:], mask[..., :-period])
-        figure = agreement(mask[..., :period], expected)
+        figure = agreement(mask, expected)
         facts |= figure
-        lost = run.returncode != 0 or not repeats or figure["voxels, %"] < 99.9
+        lost = run.returncode != 0 or figure["voxels, %"] < 99.9
     else:
         in_words = run.returncode == IN_WORDS and bool(facts["said"])
         lost = limit == "4g" or not (in_words or run.returncode == KILLED)
