@@ -64,6 +64,8 @@ def test_only_runs_of_one_stage_have_a_mean(runs, tmp_path):
     Run(kaiming).train()  # from Kaiming: its weights have nothing to do with the others'
     with pytest.raises(ValueError, match=r"fresh.* are neither runs of one stage"):
         average([seed1, seed2, tmp_path / "fresh" / checkpoint.FILE_NAME])
+    with pytest.raises(ValueError, match="started from Kaiming"):
+        average([first, tmp_path / "fresh" / checkpoint.FILE_NAME])
     state = checkpoint.load(seed2)
     for name, change in {
         "lr": {"config": {**state["config"], "lr": 0.5}},

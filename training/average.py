@@ -21,13 +21,15 @@ def average(paths: list[Path]) -> dict:
         paths: Checkpoints, of each the branch that validated best, or exported weights.
 
     Raises:
-        ValueError: Fewer than two, or they are not runs of one stage (but for the seed) and what it started from.
+        ValueError: Fewer than two; not runs of one stage, but for the seed, and what it started from; no such start.
     """
     if len(paths) < 2:
         raise ValueError("a mean takes two files at least")
     members = [_member(path) for path in paths]
     k = max(range(len(paths)), key=lambda k: len(members[k][1]))
     latest, (branch, (*before, stage)) = paths[k], members[k]
+    if not before:
+        raise ValueError(f"{latest} started from Kaiming: networks initialised differently have no useful mean")
     origins = []
     for path, (other, stages) in zip(paths, members, strict=True):
         if stages == before:
