@@ -2,7 +2,8 @@
 
 Needs a Docker engine; FLARE_IMAGE names an image that is built already. Counted as lost: under 4 GiB no mask; under
 less, anything but a right mask, an error in words, or the kernel's kill without a mask. The scan is the shipped
-example over and over; a right mask agrees in 99.9 % of the voxels with the one made outside of the container.
+example over and over; a right mask agrees in 99.9 % of the voxels with the example's own, over and over. (Not in all:
+pieces are dropped in 3-D, and the example's last slices now have neighbours.)
 """
 
 import os
@@ -33,8 +34,9 @@ def trial(folder: Path, slices: int = 600) -> Iterator[Row]:
         subprocess.run(["docker", "build", "--quiet", "-t", image, str(ROOT)], check=True)
     example = nib.load(EXAMPLE)
     array = np.asarray(example.dataobj)
-    long = np.tile(array, (1, 1, -(-slices // array.shape[2])))[..., :slices]
-    expected = segmented(shipped_segmenter(), folder, long, example.affine)
+    times = (1, 1, -(-slices // array.shape[2]))
+    long = np.tile(array, times)[..., :slices]
+    expected = np.tile(segmented(shipped_segmenter(), folder, array, example.affine), times)[..., :slices]
     inputs = folder / "inputs"
     inputs.mkdir()
     nib.save(nib.Nifti1Image(long, example.affine), inputs / "long_0000.nii.gz")
