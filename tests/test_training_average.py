@@ -53,6 +53,26 @@ def test_a_mean_is_exported_and_says_what_it_is(runs, tmp_path):
     assert run.stages == training["stages"]
 
 
+def test_branches_are_not_mixed(runs, tmp_path):
+    """Two branches come from two initialisations: whichever validated better, each has a mean of its own."""
+    folder, settings = runs
+    two = {"branches": 2, "init": f"{folder / 'start.pt'},{folder / 'start.pt'}"}
+    files = []
+    for seed, better in ((1, 0), (2, 1)):
+        run = Run(dataclasses.replace(settings, out=str(tmp_path / str(seed)), seed=seed, **two))
+        for k, branch in enumerate(run.branches):
+            torch.nn.init.constant_(branch.classifier.bias, 10 * k + seed)
+        run.validation = {"step": 0, "dsc": [{"mean": float(k == better)} for k in range(2)]}
+        run.save()
+        files.append(run.path)
+    means = [branch["classifier.bias"].unique().tolist() for branch in average(files)["branches"]]
+    assert means == [[1.5], [11.5]]
+    state = checkpoint.load(files[0])
+    checkpoint.save({**state, "branches": state["branches"][:1]}, tmp_path / "one.pt")
+    with pytest.raises(ValueError, match="different networks"):
+        average([files[1], tmp_path / "one.pt"])
+
+
 def test_only_runs_of_one_stage_have_a_mean(runs, tmp_path):
     folder, settings = runs
     seed1, seed2, first = paths(folder, "seed1", "seed2", "first")

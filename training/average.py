@@ -1,8 +1,8 @@
 """Mean of the weights of runs of one stage: `python -m training.average A/checkpoint.pt B/checkpoint.pt ... -o FILE`.
 
-Runs that went on from the same weights with other seeds end near each other, and the mean of their weights does better
-than any of them, at the cost of one network (model soups, Wortsman et al., ICML 2022). What they started from may be
-among them.
+Runs that went on from the same weights with other seeds end near each other, and the mean of their weights is often
+better than any of them, at the cost of one network (model soups, Wortsman et al., ICML 2022). What they started from
+may be among them.
 """
 
 import argparse
@@ -15,19 +15,19 @@ from training import checkpoint
 
 
 def average(paths: list[Path]) -> dict:
-    """A checkpoint of one branch, to export, to cross-validate or to start from; it cannot be resumed.
+    """A checkpoint of each branch's mean, to export, to cross-validate or to start from; it cannot be resumed.
 
     Args:
-        paths: Checkpoints, of each the branch that validated best, or exported weights.
+        paths: Checkpoints with as many branches each, or exported weights, which have one.
 
     Raises:
         ValueError: Fewer than two; not runs of one stage, but for the seed, and what it started from; no such start.
     """
     if len(paths) < 2:
         raise ValueError("a mean takes two files at least")
-    members = [_member(path) for path in paths]
+    members = [checkpoint.load_branches(path) for path in paths]
     k = max(range(len(paths)), key=lambda k: len(members[k][1]))
-    latest, (branch, (*before, stage)) = paths[k], members[k]
+    latest, (branches, (*before, stage)) = paths[k], members[k]
     if not before:
         raise ValueError(f"{latest} started from Kaiming: networks initialised differently have no useful mean")
     origins = []
@@ -38,29 +38,24 @@ def average(paths: list[Path]) -> dict:
             origins.append(f"seed {stages[-1]['config']['seed']}")
         else:
             raise ValueError(f"{path} and {latest} are neither runs of one stage nor a run and what it started from")
-        if other.keys() != branch.keys():
+        if [branch.keys() for branch in other] != [branch.keys() for branch in branches]:
             raise ValueError(f"{path} and {latest} hold different networks")
     if len(set(origins)) < len(origins):
         raise ValueError(f"the same twice: {', '.join(origins)}")
     return {
         **checkpoint.load(latest),
-        "branches": [_mean([branch for branch, _ in members])],
+        "branches": [_mean(same) for same in zip(*(own for own, _ in members), strict=True)],
         "optimisers": [],
         "validation": None,
         "mean_of": sorted(origins),
     }
 
 
-def _member(path: Path) -> tuple[dict[str, Tensor], list[dict]]:
-    branches, stages = checkpoint.load_branches(path)
-    return branches[checkpoint.best_branch(stages[-1]) if len(branches) > 1 else 0], stages
-
-
 def _but_for_seed(stage: dict) -> tuple:
     return {**stage["config"], "seed": None}, stage["data"], stage["step"]
 
 
-def _mean(branches: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+def _mean(branches: tuple[dict[str, Tensor], ...]) -> dict[str, Tensor]:
     """Of parameters and of batch norm's statistics, float32; of counters the first one's."""
     return {
         name: torch.stack([branch[name].float() for branch in branches]).mean(dim=0)

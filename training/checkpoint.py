@@ -36,23 +36,27 @@ def save(state: dict, path: Path) -> None:
     partial.replace(path)
 
 
-def _read(path: Path, device: torch.device | str) -> dict:
+def _read(path: Path) -> dict:
     try:
-        state = torch.load(path, map_location=device, weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:  # torch raises any of them
         raise ValueError(f"{path} is damaged, or no file of torch's") from error
     return state if isinstance(state, dict) else {}
 
 
-def load(path: Path, device: torch.device | str = "cpu") -> dict:
+def load(path: Path) -> dict:
     """Read a checkpoint.
 
     Raises:
         ValueError: It is none.
     """
-    state = _read(path, device)
+    state = _read(path)
     if "branches" not in state:
         raise ValueError(f"{path} is not a checkpoint of training.train")
+    return _completed(state)
+
+
+def _completed(state: dict) -> dict:
     # The first checkpoints had fewer keys, and the mean DSC of the last validation under another name.
     dsc = [{"mean": mean} for mean in state.get("best_dsc", [])]
     state.setdefault("validation", {"step": state["step"], "dsc": dsc} if any(d["mean"] for d in dsc) else None)
@@ -67,10 +71,9 @@ def load_branches(path: Path) -> tuple[list[dict[str, Tensor]], list[dict]]:
     Raises:
         ValueError: It is neither.
     """
-    state = _read(path, "cpu")
+    state = _read(path)
     if "branches" in state:
-        state = load(path)
-        return state["branches"], stages(state)
+        return state["branches"], stages(_completed(state))
     if "state_dict" not in state:
         raise ValueError(f"{path} is neither a checkpoint of training.train nor weights of training.export")
     return [state["state_dict"]], state["info"]["training"]["stages"]
