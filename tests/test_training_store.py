@@ -1,3 +1,5 @@
+import multiprocessing
+
 import numpy as np
 import pytest
 
@@ -60,6 +62,15 @@ def test_failed_replacement_keeps_the_case(tmp_path, monkeypatch):
         add_case(tmp_path, "a", -hu, labels)
     case = read_case(tmp_path, "a")
     assert np.array_equal(read_volume(tmp_path, case)[0], hu)
+
+
+def test_a_forked_loader_reads_what_its_parent_read_from(tmp_path):
+    hu = np.random.default_rng(0).integers(-1024, 3071, (2, 512, 512)).astype(np.int16)  # as large as to need threads
+    case = add_case(tmp_path, "a", hu, None)
+    read_volume(tmp_path, case)
+    with multiprocessing.get_context("fork").Pool(1) as pool:
+        read, _ = pool.apply_async(read_slice, (tmp_path, case, 1)).get(timeout=30)
+    assert np.array_equal(read, hu[1])
 
 
 def test_an_empty_store_says_what_to_do(tmp_path):

@@ -18,6 +18,9 @@ from pathlib import Path
 import blosc2
 import numpy as np
 
+# Its threads do not survive a fork: after a read, loader processes that were forked would wait for them for ever.
+blosc2.set_nthreads(1)
+
 # A pixel that is background or an organ that this case does not annotate: nobody knows which.
 UNCERTAIN = 255
 
