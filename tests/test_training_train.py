@@ -165,13 +165,17 @@ def test_one_step_is_equations_1_to_3_written_out(store, tmp_path, dice_weight):
             assert (step - by_hand).norm() <= 2e-3 * by_hand.norm() + 1e-6, name
 
 
-def test_mixed_precision_does_not_round_what_the_network_sees(store, tmp_path):
+def test_mixed_precision_does_not_round_what_the_network_sees(store, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
     run = Run(config(store, tmp_path, bf16=True, blur=0.5))
     labelled = default_collate([run.labelled[p] for p in range(4)])
     unlabelled = default_collate([run.unlabelled[p] for p in range(4)])
     seen = []
     run.branches[0].register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].clone()))
+    given = []
+    run.branches[0].register_forward_hook(lambda module, inputs, logits: given.append(logits.dtype))
     run.train_step(labelled, unlabelled)
+    assert set(given) == {torch.bfloat16}
     assert torch.equal(seen[0], augment(labelled, 32, run.noise)[0])
     assert torch.equal(seen[1], augment(unlabelled, 32, run.noise)[0])  # for the pseudo-labels, unmixed
 

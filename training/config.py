@@ -24,7 +24,7 @@ class Config:
     device: str = setting("auto", "auto, cuda or cpu")
     workers: int = setting(2, "processes of each loader (with --lambda there are two); 0 loads in the training process")
     compile: bool = setting(False, "torch.compile the branches")
-    bf16: bool = setting(True, "bfloat16 autocast; parameters and losses stay float32")
+    bf16: bool = setting(True, "bfloat16 autocast where the hardware has it; parameters and losses stay float32")
 
     # Method (sections 2.2 and 3.2, table 2)
     branches: int = setting(2, "2 is cross pseudo supervision; 1 (with --lambda 0) trains one network at half the cost")

@@ -30,6 +30,7 @@ from training.dataset import SliceDataset, batches, describe, split
 from training.distributed import first_decides, join, leave, part
 from training.losses import marginal_cross_entropy, pseudo_labels, soft_dice_loss
 from training.picture import panel
+from training.precision import mixed_precision
 from training.schedule import learning_rate
 from training.store import read_cases
 from training.validate import validate
@@ -179,7 +180,7 @@ class Run:
         if unlabelled is not None:  # outside of autocast, which would round the places that slices are sampled at
             unlabelled_images, known = augment(unlabelled, config.crop_size, self.noise)
         cps = [torch.zeros((), device=self.device)] * config.branches
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=config.bf16):
+        with mixed_precision(self.device, config.bf16):
             supervised = [
                 supervised_loss(branch(images).float(), labels, labelled["missing"], config.dice_weight)
                 for branch in self.forward
@@ -272,7 +273,7 @@ class Run:
             {name: value[:PICTURED_SLICES] for name, value in labelled.items()}, self.config.crop_size, self.noise
         )
         predictions = []
-        with torch.no_grad(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.bf16):
+        with torch.no_grad(), mixed_precision(self.device, self.config.bf16):
             for branch in self.branches:
                 branch.eval()
                 predictions.append(branch(images).argmax(dim=1))

@@ -9,6 +9,7 @@ from app.labels import NUM_CLASSES, ORGANS
 from app.postprocess import MIN_REGION_PX, clean
 from app.segment import segment
 from training.config import Config
+from training.precision import mixed_precision
 from training.store import UNCERTAIN, Case, read_volume
 
 SLICES_PER_STEP = 8
@@ -44,7 +45,7 @@ def validate(network: torch.nn.Module, store: Path, cases: list[Case], config: C
     scores: dict[str, list[float]] = {}
     for case in cases:
         hu, truth = read_volume(store, case)
-        with torch.autocast(device.type, torch.bfloat16, enabled=config.bf16):
+        with mixed_precision(device, config.bf16):
             labels = segment(network, hu, (case.mean_hu, case.std_hu), SLICES_PER_STEP, config.crop_size)
         clean(labels, min_region_px)
         dsc = dice(labels, truth)
