@@ -265,6 +265,16 @@ def test_hand_worked_dice():
     assert scores[12] == 0 and scores[5] == 1  # said but not there; neither
 
 
+@pytest.mark.parametrize(("bf16", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_validation_is_in_the_precision_of_training(store, tmp_path, monkeypatch, bf16, dtype):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    run = Run(config(store, tmp_path, bf16=bf16))
+    given = set()
+    run.branches[0].classifier.register_forward_hook(lambda module, inputs, logits: given.add(logits.dtype))
+    validate(run.branches[0], store, run.labelled.cases[:1], run.config)
+    assert given == {dtype}
+
+
 def test_four_slices_are_learned_by_heart(tmp_path):
     """The whole chain learns: DSC above 0.95 on the slices that it saw, without augmentation."""
     store = phantom_store(tmp_path / "store", 128, [15, 18, 25, 37], labelled=1)
