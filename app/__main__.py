@@ -16,12 +16,15 @@ from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 
-from app.cases import Case, UsageError, find_cases, shard
+from app.cases import Case, find_cases, shard
+from app.ct import read_ct
+from app.errors import InputError, UsageError
+from app.maskfile import remove_stale_temporaries
 from app.monitor import ResourceMonitor
 from app.progress import Progress, one_line
 from app.readahead import ReadAhead
 from app.record import RunRecord, file_sha256, finished_masks
-from app.volume import InputError, Volume, read_volume, remove_stale_temporaries
+from app.volume import Volume
 
 DONE, SOME_FAILED, WRONG_USE, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
 WEIGHTS = Path(__file__).resolve().parent.parent / "weights" / "deeplabv3plus_resnet18.pt"
@@ -134,7 +137,7 @@ def _run(cases: list[Case], options, monitor: ResourceMonitor, progress: Progres
                 return None
         with monitor.stage("read", case.name):
             read_start_s = time.perf_counter()
-            volume = read_volume(case.input)
+            volume = read_ct(case.input)
             read_s[case.name] = round(time.perf_counter() - read_start_s, 3)
             return volume
 

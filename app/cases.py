@@ -3,14 +3,10 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-SUFFIXES = (".nii.gz", ".nii", ".mha", ".nrrd")
-# Images too, but of kinds that are refused: better a failed case than a scan that is passed over in silence.
-_REFUSED_SUFFIXES = (".hdr", ".mhd", ".nhdr", ".dcm")
+from app.errors import UsageError
+from app.formats import REFUSED, SUFFIXES
+
 _CHANNEL = "_0000"  # nnU-Net's name for the first image channel, in FLARE's file names
-
-
-class UsageError(Exception):
-    """Wrong use of the command line; nothing was done. The message says what and the likely cause."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +77,7 @@ def shard(cases: list[Case], text: str) -> list[Case]:
 def case_name(path: Path) -> str:
     """File name without its suffix and channel number."""
     name = path.name
-    for suffix in SUFFIXES + _REFUSED_SUFFIXES:
+    for suffix in (*SUFFIXES, *REFUSED):
         if name.lower().endswith(suffix) and len(name) > len(suffix):
             name = name[: -len(suffix)]
             break
@@ -96,4 +92,4 @@ def _same_file(one: Path, other: Path) -> bool:
 
 
 def _is_case(path: Path) -> bool:
-    return not path.name.startswith(".") and path.name.lower().endswith(SUFFIXES + _REFUSED_SUFFIXES)
+    return not path.name.startswith(".") and path.name.lower().endswith((*SUFFIXES, *REFUSED))

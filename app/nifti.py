@@ -10,6 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from app.errors import InputError
+from app.geometry import LPS_TO_RAS, SAME_AXES, cosines, is_invertible
+
 HEADER_BYTES = 348
 VOXEL_OFFSET = 352  # of a mask: the header and four zero bytes that say "no extension"
 
@@ -17,12 +20,6 @@ _DTYPES = {2: "u1", 4: "i2", 8: "i4", 16: "f4", 64: "f8", 256: "i1", 512: "u2", 
 _REFUSED = {1: "1-bit", 32: "complex64", 128: "RGB", 1536: "float128", 1792: "complex128", 2048: "complex256"}
 _REFUSED[2304] = "RGBA"
 _MM_PER_UNIT = {1: 1000.0, 3: 0.001}  # metres, microns; anything else is millimetres, as ITK takes it
-LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0])
-SAME_AXES = 1e-3  # largest difference between two direction cosines that are called equal
-
-
-class InputError(Exception):
-    """A file that cannot be segmented. `str` is one line that names the file and the cause."""
 
 
 @dataclass(frozen=True)
@@ -166,19 +163,6 @@ def _affine(field, qfac: float, pixdim: list[float]) -> tuple[np.ndarray, tuple[
     affine = np.eye(4)
     affine[:3] = chosen * _MM_PER_UNIT.get(field("B", 123)[0] & 7, 1.0)
     return affine, tuple(warnings)
-
-
-def cosines(affine: np.ndarray) -> np.ndarray:
-    """(3, 3): unit direction of each voxel axis, in columns."""
-    return affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
-
-
-def is_invertible(affine: np.ndarray) -> bool:
-    """Whether three directions are finite and span space (a box of unit edges holds more than a thousandth)."""
-    lengths = np.linalg.norm(affine[:3, :3], axis=0)
-    if not np.isfinite(lengths).all() or lengths.min() <= 0:
-        return False
-    return bool(abs(np.linalg.det(cosines(affine))) > 1e-3)
 
 
 def _rotation(quaternion: tuple[float, float, float], qfac: float) -> np.ndarray:

@@ -9,14 +9,16 @@ from pathlib import Path
 import numpy as np
 
 from app.cases import Case
+from app.errors import InputError
 from app.labels import NUM_CLASSES, ORGANS
+from app.maskfile import write_mask
 from app.monitor import ResourceMonitor
 from app.postprocess import clean
 from app.preprocess import clipped_statistics
 from app.preview import write_preview
 from app.resample import nearest_spacing, resample_in_plane, resampled_shape
 from app.segment import Segmenter
-from app.volume import InputError, Volume, write_mask
+from app.volume import Volume
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +48,7 @@ def segment_case(
 
     Raises:
         InputError: The field of view cannot be a person's.
-        app.volume.OutputError: The mask could not be written.
+        app.errors.OutputError: The mask could not be written.
     """
     seconds: dict[str, float] = {}
 

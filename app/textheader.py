@@ -8,7 +8,9 @@ import re
 
 import numpy as np
 
-from app.nifti import LPS_TO_RAS, Header, InputError, is_invertible, mask_header_of
+from app.errors import InputError
+from app.geometry import LPS_TO_RAS, is_invertible
+from app.nifti import Header, mask_header_of
 
 LONGEST_HEADER = 1 << 16  # bytes
 

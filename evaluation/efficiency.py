@@ -25,7 +25,8 @@ from typing import NamedTuple
 
 import psutil
 
-from app.cases import Case, UsageError, find_cases
+from app.cases import Case, find_cases
+from app.errors import UsageError
 from evaluation import paper
 
 INTERVAL_S = 0.1

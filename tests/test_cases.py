@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.cases import Case, UsageError, case_name, find_cases, shard
+from app.cases import Case, case_name, find_cases, shard
+from app.errors import UsageError
 
 
 def touch(folder, *names):
@@ -48,7 +49,7 @@ def test_name_of_a_case(file, name):
 
 
 def test_a_folder_gives_its_cases_in_order(tmp_path):
-    kinds = ["d.NRRD", "b_0000.nii", "a_0000.nii.gz", "c.mha", "E.nii.gz", "f.mhd", "g.dcm"]
+    kinds = ["d.NRRD", "b_0000.nii", "a_0000.nii.gz", "c.mha", "E.nii.gz", "f.mhd", "g.zip"]
     folder = touch(tmp_path / "in", *kinds, "notes.txt", ".hidden_0000.nii.gz", "._a_0000.nii.gz", "a.json", "x.gz")
     cases = find_cases([folder], tmp_path / "out")
     assert names(cases) == ["E", "a", "b", "c", "d", "f", "g"]

@@ -20,7 +20,7 @@ import pytest
 
 import app.__main__ as module
 from app.__main__ import main
-from app.volume import read_volume
+from app.ct import read_ct
 from tests.scans import mask_array, save_ct, save_weights, smooth_hu
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -250,13 +250,13 @@ def test_inputs_that_vanish_or_change_while_the_run_goes_on(folders, run_app, mo
     inputs, outputs = folders
 
     def read_and_change(path):
-        volume = read_volume(path)
+        volume = read_ct(path)
         if path.name.startswith("a"):
             (inputs / "b_0000.nii.gz").unlink()
             save_ct(inputs / "c_0000.nii.gz", smooth_hu(seed=9))
         return volume
 
-    monkeypatch.setattr(module, "read_volume", read_and_change)
+    monkeypatch.setattr(module, "read_ct", read_and_change)
     outcome = run_app("--inputs", inputs, "--outputs", outputs)
     assert outcome.status == 1
     (record,) = records(outputs)
@@ -593,8 +593,8 @@ def test_ctrl_c_on_a_terminal(tmp_path, weights_path):
 def test_sigterm_does_not_wait_for_a_ct_that_is_still_being_read(tmp_path, weights_path):
     inputs, outputs = many(tmp_path / "in", 1, 1), tmp_path / "out"
     script = (
-        "import runpy, sys, time, app.volume\n"
-        "app.volume.read_volume = lambda path: (print('reading', flush=True), time.sleep(60))\n"
+        "import runpy, sys, time, app.ct\n"
+        "app.ct.read_ct = lambda path: (print('reading', flush=True), time.sleep(60))\n"
         "sys.argv = sys.argv[1:]\n"
         "runpy.run_module('app', run_name='__main__', alter_sys=True)"
     )

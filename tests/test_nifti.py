@@ -9,7 +9,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from nibabel.quaternions import quat2mat
 
-from app.nifti import InputError, mask_header_of, parse_nifti
+from app.errors import InputError
+from app.nifti import mask_header_of, parse_nifti
 
 # Bytes that a mask may change: data type, vox_offset and scaling, cal_max and cal_min, glmax and glmin.
 MASK_FIELDS = [*range(70, 74), *range(108, 120), *range(124, 132), *range(140, 148)]

@@ -14,13 +14,14 @@ from nibabel.orientations import apply_orientation, inv_ornt_aff, ornt_transform
 
 from app import pipeline as module
 from app.cases import Case
+from app.errors import InputError, OutputError
 from app.labels import ORGANS
 from app.monitor import ResourceMonitor
 from app.pipeline import segment_case
 from app.preprocess import clipped_statistics
 from app.resample import resample_in_plane
 from app.segment import Segmenter
-from app.volume import InputError, OutputError, read_volume
+from app.volume import read_volume
 from app.weights import load_weights
 from tests.scans import AFFINE, mask_array, save_ct, save_weights, smooth_hu
 

@@ -6,13 +6,10 @@ import itertools
 import os
 import random
 import re
-import stat
-import struct
 import subprocess
 import sys
 import time
 import zlib
-from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -23,31 +20,21 @@ from hypothesis import strategies as st
 from nibabel.orientations import inv_ornt_aff
 from nibabel.quaternions import quat2mat
 
+import app.stream
 import app.volume as module
-from app.volume import InputError, OutputError, read_volume, remove_stale_temporaries, write_mask
+import app.voxels
+from app.ct import read_ct
+from app.errors import InputError
+from app.maskfile import write_mask
+from app.volume import read_volume
 from tests.hostile import flip_bits, hostile_files, metaimage_bytes, nifti_bytes, nrrd_bytes
-
-REPOSITORY = Path(__file__).resolve().parents[1]
-CT_DIR = Path(os.environ.get("FLARE22_CT_DIR", REPOSITORY.parent / "shared" / "ct"))
-REAL_SCANS = sorted(CT_DIR.glob("*labelled/images/*.nii.gz"))
+from tests.nifti_files import AFFINE, ARRAY, REAL_SCANS, REPOSITORY, VOLUME, labels_of, patch_header, save
 
 ORIENTATIONS = list(itertools.product(itertools.permutations(range(3)), itertools.product((1, -1), repeat=3)))
-ARRAY = np.random.default_rng(0).integers(-1000, 1500, (5, 6, 7)).astype(np.int16)  # (i, j, k)
-VOLUME = ARRAY.transpose(2, 1, 0)  # (z, y, x) where the axes run right, forward and up
-AFFINE = np.array([[0.5, 0, 0, -100], [0, 0.75, 0, -20], [0, 0, 2.5, 30], [0, 0, 0, 1]])
 
 
 def oriented_affine(permutation, signs):
     return AFFINE @ inv_ornt_aff(np.column_stack([permutation, signs]), ARRAY.shape)
-
-
-def save(path, array=ARRAY, affine=AFFINE, order="<", sform=1, qform=1):
-    image = nib.Nifti1Image(array, affine, nib.Nifti1Header(endianness=order))
-    image.header.set_data_dtype(array.dtype)
-    image.header.set_qform(affine, qform)
-    image.header.set_sform(affine, sform)
-    nib.save(image, path)
-    return path
 
 
 def canonical(path):
@@ -58,17 +45,6 @@ def canonical(path):
 def dicom_oriented(path):
     """(z, y, x) by SimpleITK."""
     return sitk.GetArrayFromImage(sitk.DICOMOrient(sitk.ReadImage(path), "RAS"))
-
-
-def labels_of(hu):
-    return (hu % 14).astype(np.uint8)
-
-
-def patch_header(path, code, at, *values):
-    """Overwrite fields of a plain .nii file."""
-    raw = bytearray(path.read_bytes())
-    struct.pack_into(code, raw, at, *values)
-    path.write_bytes(bytes(raw))
 
 
 # Orientation and geometry
@@ -169,7 +145,7 @@ def test_the_mask_keeps_the_geometry_fields_exactly(tmp_path):
 @pytest.mark.parametrize("shape", [(33, 17, 1), (1, 1, 1), (3, 5, 2000), (1, 2000, 3)])
 @pytest.mark.parametrize("block", [64, 1 << 20])
 def test_odd_sizes_in_blocks_of_rows_or_slices(tmp_path, monkeypatch, shape, block):
-    monkeypatch.setattr(module, "_BLOCK", block)
+    monkeypatch.setattr(app.voxels, "_BLOCK_BYTES", block)
     array = np.random.default_rng(1).integers(-1000, 1000, shape).astype(np.int16)
     ct = save(tmp_path / "ct.nii.gz", array, oriented_affine((2, 0, 1), (-1, 1, -1)))
     volume = read_volume(ct)
@@ -220,7 +196,7 @@ def test_a_voxel_that_is_not_a_number_is_refused(tmp_path, value, dtype):
     ],
 )
 def test_what_may_be_no_ct_is_read_with_a_warning(tmp_path, array, warning):
-    volume = read_volume(save(tmp_path / "ct.nii.gz", array))
+    volume = read_ct(save(tmp_path / "ct.nii.gz", array))
     assert len(volume.warnings) == 1
     assert re.search(warning, volume.warnings[0])
 
@@ -281,7 +257,7 @@ def test_several_members_are_one_stream(tmp_path):
 
 
 def test_damage_in_the_last_of_several_members_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "_CHUNK", 16)  # the voxels come out before the checksum is seen
+    monkeypatch.setattr(app.stream, "_CHUNK_BYTES", 16)  # the voxels come out before the checksum is seen
     plain, path = nifti_bytes(VOLUME), tmp_path / "ct.nii.gz"
     first, second = gzip.compress(plain[:-20]), gzip.compress(plain[-20:])
     for size in range(len(second)):
@@ -354,7 +330,7 @@ BAD = {  # name: (file name, bytes, what the message says)
     "pair's voxels": ("x.img.gz", b"x", "two files: convert it"),
     "mhd": ("x.mhd", metaimage_bytes(VOLUME), "two files: convert it"),
     "nhdr": ("x.nhdr", nrrd_bytes(VOLUME), "two files: convert it"),
-    "dicom": ("x.dcm", b"x", r"unknown kind of file: \.nii\.gz, \.nii, \.mha, \.nrrd are read"),
+    "dicom": ("x.dcm", b"x", r"unknown kind of file: \.nii\.gz, \.nii, \.mha, \.nrrd and DICOM are read"),
     "no suffix": ("x", b"x", "unknown kind of file"),
     "mha elsewhere": ("x.mha", metaimage_bytes(VOLUME, ElementDataFile="/etc/passwd"), "lie in another file"),
     "mha list": ("x.mha", metaimage_bytes(VOLUME, ElementDataFile="LIST"), "lie in another file"),
@@ -438,7 +414,7 @@ def test_a_file_without_permission_is_refused(tmp_path):
     save(tmp_path / "ct.nii.gz").chmod(0)
     tmp_path.chmod(0o755)
     code = (
-        "import os, sys; from app.volume import InputError, read_volume\n"
+        "import os, sys; from app.errors import InputError; from app.volume import read_volume\n"
         "os.chdir(sys.argv[1])\n"
         "if os.getuid() == 0: os.setgroups([]); os.setgid(65534); os.setuid(65534)\n"
         "try: read_volume('ct.nii.gz')\n"
@@ -458,13 +434,13 @@ def test_more_voxels_than_memory_are_refused(tmp_path, monkeypatch):
 
 def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path, monkeypatch):
     path = save(tmp_path / "ct.nii")
-    inner = module._fill
+    inner = module.fill
 
     def fill_and_touch(*arguments):
         os.utime(path, ns=(1, 1))
         return inner(*arguments)
 
-    monkeypatch.setattr(module, "_fill", fill_and_touch)
+    monkeypatch.setattr(module, "fill", fill_and_touch)
     with pytest.raises(InputError, match="changed while it was read"):
         read_volume(path)
 
@@ -556,223 +532,6 @@ def test_a_damaged_compressed_body_is_refused(tmp_path, name):
         (tmp_path / name).write_bytes(whole[:body] + flip_bits(rng, whole[body:], 1))
         with pytest.raises(InputError):
             read_volume(tmp_path / name)
-
-
-# Writing
-
-
-@pytest.fixture
-def scan(tmp_path):
-    """(mask, geometry) of a small CT."""
-    volume = read_volume(save(tmp_path / "input.nii"))
-    return labels_of(volume.hu), volume.geometry
-
-
-def outputs(tmp_path):
-    folder = tmp_path / "outputs"
-    folder.mkdir()
-    return folder
-
-
-def test_a_mask_is_deterministic_replaced_and_readable_by_others(tmp_path, scan):
-    path = outputs(tmp_path) / "m.nii.gz"
-    first = write_mask(*scan, path)
-    raw = path.read_bytes()
-    assert first == hashlib.sha256(raw).hexdigest()
-    assert raw[4:8] == bytes(4)  # gzip's time
-    assert write_mask(np.zeros_like(scan[0]), scan[1], path) != first
-    assert write_mask(*scan, path) == first
-    assert path.read_bytes() == raw
-    assert os.listdir(path.parent) == ["m.nii.gz"]
-    mask = os.umask(0)
-    os.umask(mask)
-    assert stat.S_IMODE(path.stat().st_mode) == 0o666 & ~mask
-
-
-def test_short_writes_are_continued():
-    written = []
-
-    class Slow:
-        def write(self, data):
-            written.append(bytes(data[:3]))
-            return len(written[-1])
-
-    module._write_all(Slow(), b"0123456789")
-    assert b"".join(written) == b"0123456789"
-
-
-def test_a_link_is_replaced_not_followed(tmp_path, scan):
-    folder, precious = outputs(tmp_path), tmp_path / "precious"
-    precious.write_text("kept")
-    (folder / "m.nii.gz").symlink_to(precious)
-    write_mask(*scan, folder / "m.nii.gz")
-    assert precious.read_text() == "kept"
-    assert not (folder / "m.nii.gz").is_symlink()
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda mask: mask.astype(np.int16), "got int16"),
-        (lambda mask: mask[1:], "must be uint8"),
-    ],
-)
-def test_a_wrong_mask_is_a_value_error(tmp_path, scan, change, message):
-    with pytest.raises(ValueError, match=message):
-        write_mask(change(scan[0]), scan[1], tmp_path / "m.nii.gz")
-
-
-def test_a_mask_is_always_nii_gz(tmp_path, scan):
-    with pytest.raises(ValueError, match=r"must end in \.nii\.gz"):
-        write_mask(*scan, tmp_path / "m.nii")
-
-
-def test_no_pattern_finds_a_half_written_mask(tmp_path, scan, monkeypatch):
-    folder, seen = outputs(tmp_path), []
-    inner = os.fsync
-    monkeypatch.setattr(os, "fsync", lambda descriptor: (seen.append(os.listdir(folder)), inner(descriptor)))
-    write_mask(*scan, folder / "m.nii.gz")
-    (temporary,), after = seen
-    assert temporary.startswith(".") and not temporary.endswith(".nii.gz")
-    assert after == ["m.nii.gz"]
-
-
-@pytest.mark.parametrize("stop", [KeyboardInterrupt, SystemExit, MemoryError])
-@pytest.mark.parametrize("function", ["_write_gzip", "_verified"])
-def test_a_stop_leaves_the_old_mask_and_no_temporary(tmp_path, scan, monkeypatch, stop, function):
-    path = outputs(tmp_path) / "m.nii.gz"
-    path.write_bytes(b"old")
-    inner = getattr(module, function)
-
-    def stopped(*arguments):
-        inner(*arguments)
-        raise stop
-
-    monkeypatch.setattr(module, function, stopped)
-    with pytest.raises(stop):
-        write_mask(*scan, path)
-    assert os.listdir(path.parent) == ["m.nii.gz"]
-    assert path.read_bytes() == b"old"
-
-
-@pytest.mark.parametrize("damage", ["flip", "cut", "another", "longer"])
-def test_a_mask_that_reads_back_otherwise_is_an_error(tmp_path, scan, monkeypatch, damage):
-    """A disk that lies: the temporary's bytes change between sync and reading back."""
-    folder = outputs(tmp_path)
-
-    def lying_sync(descriptor):
-        size = os.fstat(descriptor).st_size
-        if damage == "flip":
-            os.pwrite(descriptor, b"\xff\x00", size // 2)
-        elif damage == "cut":
-            os.ftruncate(descriptor, size - 5)
-        elif damage == "longer":
-            os.pwrite(descriptor, b"x", size)
-        else:
-            os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, gzip.compress(scan[1].mask_header + bytes(scan[0].size)), 0)
-
-    monkeypatch.setattr(os, "fsync", lying_sync)
-    with pytest.raises(OutputError, match=r"m\.nii\.gz': cannot be written: read back") as error:
-        write_mask(*scan, folder / "m.nii.gz")
-    assert "\n" not in str(error.value)
-    assert os.listdir(folder) == []
-
-
-def test_a_missing_folder_and_a_folder_in_the_way_are_errors(tmp_path, scan):
-    with pytest.raises(OutputError, match="No such file or directory"):
-        write_mask(*scan, tmp_path / "nowhere" / "m.nii.gz")
-    folder = outputs(tmp_path)
-    (folder / "m.nii.gz").mkdir()
-    with pytest.raises(OutputError, match="Is a directory"):
-        write_mask(*scan, folder / "m.nii.gz")
-    assert os.listdir(folder) == ["m.nii.gz"]
-
-
-@pytest.fixture
-def small_disk(tmp_path):
-    """A real file system of 64 KiB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=64k", "none", str(folder)]
-    try:
-        mounted = subprocess.run(command, capture_output=True).returncode == 0
-    except FileNotFoundError:
-        mounted = False
-    if not mounted:
-        pytest.skip("cannot mount a small file system here")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
-
-
-def test_a_full_disk_is_an_error_and_keeps_the_old_mask(tmp_path, small_disk):
-    array = np.random.default_rng(0).integers(0, 14, (64, 64, 64)).astype(np.int16)  # noise: > 64 KiB compressed
-    volume = read_volume(save(tmp_path / "input.nii", array))
-    old = write_mask(np.zeros_like(labels_of(volume.hu)), volume.geometry, small_disk / "m.nii.gz")
-    with pytest.raises(OutputError, match=r"m\.nii\.gz': cannot be written: No space left on device$"):
-        write_mask(labels_of(volume.hu), volume.geometry, small_disk / "m.nii.gz")
-    assert os.listdir(small_disk) == ["m.nii.gz"]
-    assert hashlib.sha256((small_disk / "m.nii.gz").read_bytes()).hexdigest() == old
-
-
-KILLED = """
-import os, signal, sys
-import app.volume as module
-volume = module.read_volume(sys.argv[1])
-module.os.replace = lambda *paths: {action}
-module.write_mask(volume.hu.astype("u1"), volume.geometry, module.Path(sys.argv[2]))
-"""
-
-
-def test_a_killed_runs_temporary_goes_and_a_living_ones_stays(tmp_path, scan):
-    folder = outputs(tmp_path)
-    names = [str(tmp_path / "input.nii"), str(folder / "m.nii.gz")]
-    killed = KILLED.format(action="os.kill(os.getpid(), signal.SIGKILL)")
-    assert subprocess.run([sys.executable, "-c", killed, *names], cwd=REPOSITORY).returncode == -9
-    (stale,) = os.listdir(folder)
-    waiting = KILLED.format(action="(print('ready', flush=True), sys.stdin.read(), os.rename(*paths))")
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    with subprocess.Popen([sys.executable, "-c", waiting, *names], cwd=REPOSITORY, **pipes) as living:
-        assert living.stdout.readline() == b"ready\n"
-        assert len(os.listdir(folder)) == 2
-        remove_stale_temporaries(folder)
-        (left,) = os.listdir(folder)
-        assert left != stale
-        living.stdin.close()
-    assert living.returncode == 0
-    assert os.listdir(folder) == ["m.nii.gz"]
-    remove_stale_temporaries(folder)
-    assert os.listdir(folder) == ["m.nii.gz"]
-
-
-def test_only_own_regular_temporaries_are_removed(tmp_path):
-    folder, precious = outputs(tmp_path), tmp_path / "precious"
-    precious.write_text("kept")
-    (folder / ".mask-1.partial").symlink_to(precious)
-    (folder / ".mask-2.partial").mkdir()
-    os.mkfifo(folder / ".mask-3.partial")
-    for name in ("m.nii.gz", ".hidden", "mask-4.partial", ".mask-5.partial.txt"):
-        (folder / name).write_bytes(b"x")
-    before = set(os.listdir(folder))
-    (folder / ".mask-6.partial").write_bytes(b"x")
-    remove_stale_temporaries(folder)
-    assert set(os.listdir(folder)) == before
-    remove_stale_temporaries(folder / "missing")
-
-
-def test_where_locks_do_not_work_age_decides(tmp_path, scan, monkeypatch):
-    folder = outputs(tmp_path)
-
-    def no_locks(*_):
-        raise OSError(95, "Operation not supported")
-
-    monkeypatch.setattr(module.fcntl, "flock", no_locks)
-    write_mask(*scan, folder / "m.nii.gz")
-    for name, age_s in ((".mask-old.partial", 4000), (".mask-new.partial", 10)):
-        (folder / name).write_bytes(b"x")
-        os.utime(folder / name, (time.time() - age_s,) * 2)
-    remove_stale_temporaries(folder)
-    assert sorted(os.listdir(folder)) == [".mask-new.partial", "m.nii.gz"]
 
 
 # Cost

@@ -18,12 +18,15 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from app.cases import UsageError, find_cases
+from app.cases import find_cases
+from app.ct import read_ct
+from app.errors import InputError, UsageError
+from app.geometry import Geometry
 from app.labels import NUM_CLASSES
 from app.nifti import HEADER_BYTES, parse_nifti
 from app.preprocess import clipped_statistics
 from app.resample import nearest_spacing, resample_in_plane, resampled_shape
-from app.volume import Geometry, InputError, Volume, read_volume
+from app.volume import Volume, read_volume
 from training.missing import mark_uncertain
 from training.store import Case, read_case, write_case
 
@@ -93,7 +96,7 @@ def _prepare(job: Job) -> bool:
         if made_from == (stored.image_sha256, stored.labels_sha256, stored.settings):
             return False
 
-    image = read_volume(job.image)
+    image = read_ct(job.image)
     hu, spacing_mm = image.hu, image.geometry.spacing_mm
     labels_volume = read_volume(job.labels) if job.labels else None
     labels = _checked_labels(labels_volume, image.geometry, job.annotated) if labels_volume else None

@@ -6,9 +6,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from app.ct import read_ct
+from app.errors import InputError
+from app.geometry import Geometry
 from app.labels import ORGANS
 from app.record import file_sha256
-from app.volume import Geometry, InputError, read_volume
 from evaluation.accuracy import Score, Scores, score_files
 from evaluation.masks import Mask, MaskError, check_same_grid, read_mask
 from evaluation.report.plausible import mark, plausible_ml
@@ -91,7 +93,7 @@ def _scan(record: CaseRecord, prediction: Mask, truth: Mask | None, annotated, n
         notes.append("its CT is not where the run found it: no pictures (--inputs DIR tells where it is)")
         return None
     try:
-        volume = read_volume(record.ct)
+        volume = read_ct(record.ct)
     except InputError as error:
         notes.append(f"no pictures: {error}")
         return None

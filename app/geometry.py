@@ -1,0 +1,86 @@
+"""Where voxels lie: a grid in the patient, and how it is turned to axes that run right, anterior, superior."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0])
+SAME_AXES = 1e-3  # largest difference between two direction cosines that are called equal
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Where a volume lies, and all that is needed to write a mask in its file's own axes.
+
+    Attributes:
+        shape: Of the reoriented array, (z, y, x).
+        spacing_mm: Of the reoriented array, (z, y, x).
+        axes: Array axis (0, 1, 2 for z, y, x) of each file axis, slowest file axis first.
+        flips: Whether each file axis, slowest first, runs against its array axis.
+        mask_header: The 352 bytes that stand before the voxels of a mask.
+    """
+
+    shape: tuple[int, int, int]
+    spacing_mm: tuple[float, float, float]
+    axes: tuple[int, int, int]
+    flips: tuple[bool, bool, bool]
+    mask_header: bytes
+
+    @property
+    def voxel_ml(self) -> float:
+        """Volume of one voxel, in ml; of a sheared one, that of its edges at right angles."""
+        return float(np.prod(self.spacing_mm)) / 1000.0
+
+    def in_file_order(self, array: np.ndarray) -> np.ndarray:
+        """View of a (z, y, x) array with the file's axes, slowest first."""
+        return array.transpose(self.axes)[tuple(slice(None, None, -1 if flip else 1) for flip in self.flips)]
+
+
+def geometry_of(
+    shape: tuple[int, int, int], affine: np.ndarray, mask_header: bytes
+) -> tuple[Geometry, tuple[str, ...]]:
+    """The grid of a file, turned to its nearest axes, and warnings.
+
+    The largest direction cosine is assigned first, then the largest that is left.
+
+    ITK's `DICOMOrient` and nibabel do the same, so that oblique scans come out as theirs do.
+
+    Args:
+        shape: Voxels per axis in the file's order, slowest first (k, j, i).
+        affine: (4, 4), voxel (i, j, k) to RAS mm; invertible.
+        mask_header: As in `Geometry`.
+    """
+    directions = cosines(affine)  # (world x, y, z; file axis i, j, k)
+    left = np.abs(directions)
+    world_axis = [0, 0, 0]
+    for _ in range(3):
+        world, axis = np.unravel_index(left.argmax(), left.shape)
+        world_axis[axis] = int(world)
+        left[world, :] = left[:, axis] = -1
+    axes = tuple(2 - world_axis[axis] for axis in (2, 1, 0))  # k, j, i; z, y, x
+    flips = tuple(bool(directions[world_axis[axis], axis] < 0) for axis in (2, 1, 0))
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)[::-1]
+    place = [axes.index(axis) for axis in range(3)]  # file axis of z, y, x
+    geometry = Geometry(
+        shape=tuple(shape[axis] for axis in place),
+        spacing_mm=tuple(float(spacing[axis]) for axis in place),
+        axes=axes,
+        flips=flips,
+        mask_header=mask_header,
+    )
+    if np.abs(directions.T @ directions - np.eye(3)).max() > SAME_AXES:
+        return geometry, ("its axes are not at right angles: the nearest ones are used",)
+    return geometry, ()
+
+
+def cosines(affine: np.ndarray) -> np.ndarray:
+    """(3, 3): unit direction of each voxel axis, in columns."""
+    return affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
+
+
+def is_invertible(affine: np.ndarray) -> bool:
+    """Whether three directions are finite and span space (a box of unit edges holds more than a thousandth)."""
+    lengths = np.linalg.norm(affine[:3, :3], axis=0)
+    if not np.isfinite(lengths).all() or lengths.min() <= 0:
+        return False
+    return bool(abs(np.linalg.det(cosines(affine))) > 1e-3)

@@ -1,0 +1,154 @@
+"""Write a mask in its CT's geometry, whole or not at all; remove what killed runs left half written."""
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import os
+import secrets
+import stat
+import time
+import zlib
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+
+from app.errors import InputError, OutputError
+from app.geometry import Geometry
+from app.nifti import VOXEL_OFFSET
+from app.stream import WBITS, chunks_of, inflated
+from app.voxels import blocks_of
+
+_GZIP_LEVEL = 3  # on real masks as fast as 1 and 8 % smaller; 6 takes twice as long
+_TEMPORARY = (".mask-", ".partial")  # never "*.nii.gz": no pattern takes a half-written file for a mask
+_STALE_S = 3600  # where locks do not work, a temporary older than this is no one's
+
+
+def write_mask(mask: np.ndarray, geometry: Geometry, path: Path) -> str:
+    """Write a mask in the geometry of the CT it belongs to, whole or not at all.
+
+    The bytes go to a hidden temporary file beside `path`, which is synced, read back, compared with
+    what was meant, and only then renamed. The same mask gives the same bytes.
+
+    Args:
+        mask: uint8 labels, (z, y, x), as `Volume.hu`.
+        geometry: Of the CT.
+        path: Ends in .nii.gz, in a folder that exists; replaced if it is there.
+
+    Returns:
+        SHA-256 of the file, a hex digest.
+
+    Raises:
+        ValueError: `mask` or `path` is not as above.
+        OutputError: The file could not be written; what was at `path` before is untouched, no temporary stays.
+    """
+    path = Path(path)
+    if mask.dtype != np.uint8 or mask.shape != geometry.shape:
+        raise ValueError(f"mask must be uint8 {geometry.shape}, got {mask.dtype} {mask.shape}")
+    if not path.name.endswith(".nii.gz"):
+        raise ValueError(f"a mask's name must end in .nii.gz, got {str(path)!r}")
+    try:
+        with _temporary_in(path.parent) as (file, temporary):
+            checksum = _write_gzip(file, geometry, mask)
+            file.flush()
+            os.fsync(file.fileno())
+            sha256 = _verified(temporary, VOXEL_OFFSET + mask.size, checksum)
+            os.replace(temporary, path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        cause = error.strerror or str(error)
+        raise OutputError(f"{str(path)!r}: cannot be written: {cause}") from error
+    return sha256
+
+
+def remove_stale_temporaries(folder: Path) -> None:
+    """Remove the temporary files that killed runs left in a folder, never those of a run that lives.
+
+    A living run holds a lock on its file. What cannot be looked at or removed is left, without an error.
+    """
+    prefix, suffix = _TEMPORARY
+    for path in Path(folder).glob(f"{prefix}*{suffix}"):
+        with contextlib.suppress(OSError):
+            descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
+            try:
+                if _is_stale(descriptor):
+                    path.unlink()
+            finally:
+                os.close(descriptor)
+
+
+def _is_stale(descriptor: int) -> bool:
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode):
+        return False
+    return _lock(descriptor, unsupported=time.time() - status.st_mtime > _STALE_S)
+
+
+def _lock(descriptor: int, unsupported: bool) -> bool:
+    """Whether the lock was free and is now held; `unsupported` where the file system has no locks."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return unsupported
+    return True
+
+
+@contextlib.contextmanager
+def _temporary_in(folder: Path):
+    """A new locked file and its path; gone at the end unless renamed, whatever ends it (Ctrl-C and SIGTERM too)."""
+    path = folder / secrets.token_hex(8).join(_TEMPORARY)
+    try:
+        with open(path, "x+b", buffering=0) as file:
+            if not _lock(file.fileno(), unsupported=True):  # another run took it for stale, in this very moment
+                raise OSError(errno.EAGAIN, "another run removed its temporary file")
+            yield file, path
+    finally:
+        with contextlib.suppress(OSError):
+            path.unlink()
+
+
+def _write_gzip(file, geometry: Geometry, mask: np.ndarray) -> int:
+    """Compress header and voxels into `file`. Returns the CRC-32 of what went in."""
+    compressor = zlib.compressobj(_GZIP_LEVEL, zlib.DEFLATED, WBITS["gzip"])  # no name, no time: the same bytes
+    voxels = geometry.in_file_order(mask)
+    parts = (np.ascontiguousarray(voxels[block]) for block in blocks_of(voxels.shape, 1))
+    checksum = 0
+    for part in chain([geometry.mask_header], parts):
+        checksum = zlib.crc32(part, checksum)
+        _write_all(file, compressor.compress(part))
+    _write_all(file, compressor.flush())
+    return checksum
+
+
+def _write_all(file, data: bytes) -> None:
+    left = memoryview(data)
+    while left:
+        left = left[file.write(left) :]
+
+
+def _verified(path: Path, size: int, checksum: int) -> str:
+    """SHA-256 of a written file, after it was decompressed and found to be what was meant."""
+    digest = hashlib.sha256()
+    found_size, found = 0, 0
+    try:
+        with open(path, "rb", buffering=0) as file:
+            for part in inflated(chunks_of(file, digest), "gzip", warnings := []):
+                found, found_size = zlib.crc32(part, found), found_size + len(part)
+    except InputError as error:
+        raise OSError(errno.EIO, f"read back: {error}") from None
+    if warnings or (found_size, found) != (size, checksum):
+        raise OSError(errno.EIO, "read back, it is not what was written")
+    return digest.hexdigest()
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the new name last through a power cut. Not every file system can: the mask is in place either way."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
