@@ -86,24 +86,27 @@ def parse_nifti(raw: bytes) -> Header:
 
 
 def mask_header_of(shape: tuple[int, int, int], affine: np.ndarray) -> bytes:
-    """The 352 bytes before a mask's voxels, for an input that is not NIfTI: qform and sform set, codes 1, mm.
+    """The 352 bytes before a mask's voxels, for an input that is not NIfTI: sform and qform, in mm.
+
+    A sheared grid gets a sform alone. ITK would lay the mask by the qform, which cannot be sheared, beside the
+    patient; without a qform it refuses the mask.
 
     Args:
         shape: (k, j, i).
-        affine: (4, 4), voxel (i, j, k) to RAS mm. Where it is sheared, sform has it and qform the nearest rotation.
+        affine: (4, 4), voxel (i, j, k) to RAS mm.
     """
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
     u, _, vt = np.linalg.svd(affine[:3, :3] / spacing)
     rotation = u @ vt
     qfac = 1.0 if np.linalg.det(rotation) > 0 else -1.0
-    rotation[:, 2] *= qfac
     raw = bytearray(HEADER_BYTES)
     struct.pack_into("<i", raw, 0, HEADER_BYTES)
     struct.pack_into("<8h", raw, 40, 3, *shape[::-1], 1, 1, 1, 1)
     struct.pack_into("<8f", raw, 76, qfac, *spacing, 1, 1, 1, 1)
     raw[123] = 2  # mm
-    struct.pack_into("<2h", raw, 252, 1, 1)
-    struct.pack_into("<6f", raw, 256, *_quaternion(rotation), *affine[:3, 3])
+    sheared = np.abs(rotation * spacing - affine[:3, :3]).max() > SAME_AXES * spacing.max()
+    struct.pack_into("<2h", raw, 252, 0 if sheared else 1, 1)
+    struct.pack_into("<6f", raw, 256, *_quaternion(rotation * [1, 1, qfac]), *affine[:3, 3])
     struct.pack_into("<12f", raw, 280, *affine[:3].ravel())
     return _mask_header(bytes(raw), "<")
 

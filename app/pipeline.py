@@ -97,6 +97,7 @@ def segment_case(
         "seconds": seconds,
         "organs": _organs(labels, geometry.voxel_ml),
         "input_sha256": volume.sha256,
+        "input_files_sha256": list(volume.files_sha256),
         "mask_sha256": mask_sha256,
     }
 

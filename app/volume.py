@@ -46,13 +46,15 @@ class Volume:
             nibabel's and ITK's `DICOMOrient` words, stored z, y, x).
         geometry: For `maskfile.write_mask`.
         warnings: One line each, without the file's name.
-        sha256: Hex digest of the file's bytes as they were read.
+        sha256: Hex digest of the file's bytes as they were read; of a DICOM series see `series_sha256`.
+        files_sha256: Of each file of a DICOM series; empty for a single file.
     """
 
     hu: np.ndarray
     geometry: Geometry
     warnings: tuple[str, ...]
     sha256: str
+    files_sha256: tuple[str, ...] = ()
 
 
 def read_volume(path: Path) -> Volume:
@@ -143,8 +145,13 @@ def _check_size(header: Header, file_bytes: int, compressed: bool) -> None:
         raise InputError(f"its header declares {size}, but {max(available, 0)} bytes follow it: truncated?")
     elif available > declared + _PADDING_BYTES:
         raise InputError(f"its header declares {size}, but {available} bytes follow it")
-    if 2 * voxels > _memory_bytes():
-        raise InputError(f"its header declares {size}, more than the memory of this machine")
+    check_memory(header.shape)
+
+
+def check_memory(shape: tuple[int, int, int]) -> None:
+    """Refuse a volume of int16 that the machine cannot hold."""
+    if 2 * int(np.prod(shape, dtype=object)) > _memory_bytes():
+        raise InputError(f"{' x '.join(map(str, reversed(shape)))} voxels: more than the memory of this machine")
 
 
 def _memory_bytes() -> int:

@@ -295,13 +295,16 @@ class Measurement(NamedTuple):
 
 def measure_case(case: Case, outputs: Path, subject: Subject, gpu: Gpu | None) -> Measurement:
     """Run one case alone; what it prints goes to `<stem>.log`."""
-    stem = case.input.name.removesuffix(".gz").rsplit(".", 1)[0]
+    stem = case.name if case.series else case.input.name.removesuffix(".gz").rsplit(".", 1)[0]
     mask_before, records_before = _state(case.mask), set(outputs.glob("logs/*/run.json"))
     log = outputs / FOLDER / f"{stem}.log"
     with tempfile.TemporaryDirectory(prefix="flare22-inputs-") as folder, log.open("w", encoding="utf-8") as output:
         inputs = Path(folder)
         inputs.chmod(0o755)  # the container may run as another user
-        shutil.copy(case.input, inputs)
+        if case.series:
+            shutil.copytree(case.input, inputs / case.name)
+        else:
+            shutil.copy(case.input, inputs)
         command = subject.command(inputs, outputs)
         with Sampler(gpu) as sampler:
             start_s = time.perf_counter()

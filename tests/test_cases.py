@@ -57,10 +57,35 @@ def test_a_folder_gives_its_cases_in_order(tmp_path):
     assert all(case.mask == tmp_path / "out" / f"{case.name}.nii.gz" for case in cases)
 
 
-def test_folders_are_not_searched_below(tmp_path):
+def test_folders_below_give_cases_named_by_their_way(tmp_path):
     folder = touch(tmp_path / "in", "a.nii.gz")
-    touch(folder / "more", "b.nii.gz")
-    assert names(find_cases([folder], tmp_path)) == ["a"]
+    touch(folder / "more", "b_0000.nii.gz")
+    touch(folder / "more" / "deep", "c.mha")
+    touch(folder / ".hidden", "d.nii.gz")
+    touch(folder / "__MACOSX" / "more", "._b_0000.nii.gz")
+    cases = find_cases([folder], tmp_path / "out")
+    assert names(cases) == ["a", "more_b", "more_deep_c"]
+    assert cases[1] == Case("more_b", folder / "more" / "b_0000.nii.gz", tmp_path / "out" / "more_b.nii.gz")
+
+
+def test_two_ways_to_one_name_are_refused(tmp_path):
+    touch(tmp_path / "in" / "a", "b_c.nii.gz")
+    touch(tmp_path / "in" / "a_b", "c.nii.gz")
+    assert "would both write a_b_c.nii.gz" in usage_error([tmp_path / "in"], tmp_path / "out")
+
+
+def test_links_to_folders_are_followed_but_not_in_circles(tmp_path):
+    folder = touch(tmp_path / "in", "a.nii.gz")
+    touch(tmp_path / "elsewhere", "b.nii.gz")
+    (folder / "link").symlink_to(tmp_path / "elsewhere")
+    (folder / "circle").symlink_to(folder)
+    assert names(find_cases([folder], tmp_path / "out")) == ["a", "link_b"]
+
+
+def test_an_outputs_folder_among_the_inputs_is_passed_over(tmp_path):
+    folder = touch(tmp_path / "in", "a_0000.nii.gz")
+    touch(folder / "masks", "a.nii.gz", "b.nii.gz")
+    assert names(find_cases([folder], folder / "masks")) == ["a"]
 
 
 def test_a_file_that_is_named_is_a_case_whatever_it_is(tmp_path):
@@ -132,10 +157,10 @@ def test_a_folder_that_may_not_be_read_is_named(tmp_path):
 
 
 def test_a_folder_that_cannot_be_read_is_named(tmp_path, monkeypatch):
-    def iterdir(path):
+    def scandir(path):
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr(Path, "iterdir", iterdir)
+    monkeypatch.setattr(os, "scandir", scandir)
     assert usage_error([tmp_path], tmp_path) == f"{tmp_path}: Permission denied"
 
 
