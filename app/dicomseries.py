@@ -16,7 +16,7 @@ from app.dicomheader import DicomHeader, read_dicom_header
 from app.dicompixels import read_planes
 from app.errors import InputError
 from app.geometry import geometry_of
-from app.nifti import mask_header_of
+from app.maskheader import mask_header_of
 from app.stream import chunks_of
 from app.volume import Volume, check_memory
 
