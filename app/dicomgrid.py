@@ -150,7 +150,7 @@ def grid_of(frames: list[Frame]) -> Grid:
     positions_mm = np.array([place[0].position_mm for place in places])
     warnings = _check_even(positions_mm, first.normal)
     if len(frames) > len(places):
-        warnings.append(f"{len(frames) - len(places)} images lie where another does: used once if they are the same")
+        warnings.append(f"{len(frames) - len(places)} images are there twice: each is used once")
 
     step_mm = (positions_mm[-1] - positions_mm[0]) / (len(places) - 1)
     row_mm, column_mm = first.axes * first.spacing_mm[::-1, None]  # along a row: the spacing between columns

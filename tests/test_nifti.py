@@ -46,6 +46,8 @@ def header(affine, sform_code=1, qform_code=1, order="<", shape=(4, 5, 6), dtype
 
 @given(quaternions, st.booleans(), spacings, shifts, st.sampled_from("<>"), st.sampled_from([(1, 0), (0, 1), (2, 3)]))
 def test_affine_is_nibabels(quaternion, mirrored, spacing, shift, order, codes):
+    a = quaternion[0] / np.linalg.norm(quaternion)
+    assume(abs(a) > 1e-3 or abs(a) < 1e-5)  # between, nibabel takes a turn for half a turn; the standard does not
     expected = header(affine_of(rotation(quaternion, mirrored), spacing, shift), *codes, order=order)
     parsed = parse_nifti(expected.binaryblock)
     np.testing.assert_allclose(parsed.affine, expected.get_best_affine(), atol=1e-5)
