@@ -15,6 +15,7 @@ from app.dicomgrid import Frame, frames_of, grid_of
 from app.dicomheader import DicomHeader, read_dicom_header
 from app.dicompixels import read_planes
 from app.errors import InputError
+from app.gdcm import Decoder
 from app.geometry import geometry_of
 from app.nifti import mask_header_of
 from app.stream import chunks_of
@@ -167,22 +168,22 @@ def _read(series: Series) -> Volume:
         for frame in place:
             wanted[frame.file].append((frame, k))
     sums = []
-    for path, header, state, planes in zip(series.files, headers, states, wanted, strict=True):
-        with _opened(path, series) as file:
-            digest = hashlib.sha256()
-            for _ in chunks_of(file, digest):
-                pass
-            sums.append(digest.hexdigest())
-            for (_, k), plane in zip(
-                planes, read_planes(path, file, header, [frame for frame, _ in planes]), strict=True
-            ):
-                upwards = plane[::-1]
-                if filled[k] and not np.array_equal(slices[k], upwards):
-                    raise InputError("another image of the series lies at the same place: several scans in one series")
-                slices[k], filled[k] = upwards, True
-            after = os.fstat(file.fileno())
-            if (after.st_size, after.st_mtime_ns) != (state.st_size, state.st_mtime_ns):
-                raise InputError("the file changed while it was read")
+    with Decoder() as decoder:
+        for path, header, state, planes in zip(series.files, headers, states, wanted, strict=True):
+            with _opened(path, series) as file:
+                digest = hashlib.sha256()
+                for _ in chunks_of(file, digest):
+                    pass
+                sums.append(digest.hexdigest())
+                frames = [frame for frame, _ in planes]
+                for (_, k), plane in zip(planes, read_planes(path, file, header, frames, decoder), strict=True):
+                    upwards = plane[::-1]
+                    if filled[k] and not np.array_equal(slices[k], upwards):
+                        raise InputError("another image of the series lies at the same place: several scans in one?")
+                    slices[k], filled[k] = upwards, True
+                after = os.fstat(file.fileno())
+                if (after.st_size, after.st_mtime_ns) != (state.st_size, state.st_mtime_ns):
+                    raise InputError("the file changed while it was read")
     return Volume(hu, geometry, grid.warnings, series_sha256(sums), tuple(sorted(sums)))
 
 

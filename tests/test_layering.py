@@ -15,13 +15,13 @@ PACKAGES = {"torch", "SimpleITK", "numpy", "scipy", "pynvml", "psutil"}  # of re
 # Data flows ct -> preprocess -> segment(network, weights) -> postprocess -> maskfile; `pipeline` joins the stages.
 MAY_IMPORT = {
     # no module of ours
-    **dict.fromkeys(("errors", "formats", "geometry", "hounsfield", "labels"), ""),
+    **dict.fromkeys(("errors", "formats", "gdcm", "geometry", "hounsfield", "labels"), ""),
     **dict.fromkeys(("device", "monitor", "preprocess", "progress", "readahead", "record", "resample"), ""),
     # reading and writing
     "dicomheader": "errors",
     "dicomgrid": "dicomheader errors geometry",
-    "dicompixels": "dicomgrid dicomheader errors",
-    "dicomseries": "dicomgrid dicomheader dicompixels errors geometry nifti stream volume",
+    "dicompixels": "dicomgrid dicomheader errors gdcm",
+    "dicomseries": "dicomgrid dicomheader dicompixels errors gdcm geometry nifti stream volume",
     "cases": "dicomheader dicomseries errors formats record",
     "stream": "errors",
     "nifti": "errors geometry",
