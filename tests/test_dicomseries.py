@@ -293,6 +293,7 @@ def test_pixels_that_were_not_scanned_are_air_and_tissue_is_not(tmp_path):
         edit(path, PixelPaddingValue=1064)  # of 40 HU: somebody's mistake
     assert set(np.unique(read(files).hu)) == {-3024, 0, 40}
     for path in files:
+        edit(path, PixelPaddingValue=None)
         edit(path, PixelRepresentation=0, PixelPaddingValue=63536)
     assert set(np.unique(read(files).hu)) == {-1024, 0, 40}
 
