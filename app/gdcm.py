@@ -73,11 +73,11 @@ class Decoder:
 
 
 def _serve() -> None:
-    import SimpleITK as sitk
-
     for line in sys.stdin.buffer:
         task = json.loads(line)
         resource.setrlimit(resource.RLIMIT_AS, (task["bytes"], resource.RLIM_INFINITY))
+        import SimpleITK as sitk
+
         try:
             reader = sitk.ImageFileReader()
             reader.SetImageIO("GDCMImageIO")
