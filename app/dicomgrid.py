@@ -150,7 +150,7 @@ def grid_of(frames: list[Frame]) -> Grid:
     positions_mm = np.array([place[0].position_mm for place in places])
     warnings = _check_even(positions_mm, first.normal)
     if len(frames) > len(places):
-        warnings.append(f"{len(frames) - len(places)} images lie where another does: used once if they are the same")
+        warnings.append(f"{len(frames) - len(places)} images are there twice: each is used once")
 
     step_mm = (positions_mm[-1] - positions_mm[0]) / (len(places) - 1)
     row_mm, column_mm = first.axes * first.spacing_mm[::-1, None]  # along a row: the spacing between columns
@@ -185,7 +185,7 @@ def _check_even(positions_mm: np.ndarray, normal: np.ndarray) -> list[str]:
     missing = int(np.rint(in_steps).sum()) - len(gaps_mm)
     if missing > 0 and np.abs(in_steps - np.rint(in_steps)).max() < 0.1:
         raise InputError(
-            f"{missing} slices are missing: gaps of up to {gaps_mm.max():g} mm, the others {spacing_mm:g} mm"
+            f"slices are missing ({missing}): gaps of up to {gaps_mm.max():g} mm, the others {spacing_mm:g} mm"
         )
     if gaps_mm.max() - gaps_mm.min() > max(_UNEVEN * spacing_mm, _ROUNDING_MM):
         raise InputError(f"its slices are unevenly spaced: {gaps_mm.min():g} to {gaps_mm.max():g} mm")

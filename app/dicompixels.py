@@ -11,12 +11,15 @@ import numpy as np
 from app.dicomgrid import Frame
 from app.dicomheader import BIG_ENDIAN, EXPLICIT, IMPLICIT, ITEM, SEQUENCE_END, UNDEFINED, DicomHeader
 from app.errors import InputError
+from app.gdcm import DecodeError, Decoder
 
 _AIR_HU = -1024
 _SCANNED_HU = (-1024, 3071)  # what 12 bits hold: padding inside it may be tissue, and stays
 
 
-def read_planes(path: Path, file: BinaryIO, header: DicomHeader, frames: Sequence[Frame]) -> Iterator[np.ndarray]:
+def read_planes(
+    path: Path, file: BinaryIO, header: DicomHeader, frames: Sequence[Frame], decoder: Decoder
+) -> Iterator[np.ndarray]:
     """Yield the planes one by one.
 
     Args:
@@ -24,6 +27,7 @@ def read_planes(path: Path, file: BinaryIO, header: DicomHeader, frames: Sequenc
         file: The same file, open.
         header: Its header.
         frames: The planes that are wanted, in the order they are to come.
+        decoder: For compressed pixels.
 
     Yields:
         int16 HU (row, column), rounded and saturated; pixels that were not scanned (PixelPaddingValue) are air.
@@ -33,13 +37,11 @@ def read_planes(path: Path, file: BinaryIO, header: DicomHeader, frames: Sequenc
     """
     if header.pixels is None:
         raise InputError("it has no pixels")
-    if header.unsigned("SamplesPerPixel", 1) != 1:
-        raise InputError("a colour image, not a CT")
     if header.items("ModalityLUTSequence"):
         raise InputError("its HU are given by a table (Modality LUT): not supported")
     plain = header.text("TransferSyntaxUID") in (IMPLICIT, EXPLICIT, BIG_ENDIAN)
-    read = _plain_planes if plain else _compressed_planes
-    for frame, hu in zip(frames, read(path, file, header, frames), strict=True):
+    planes = _plain_planes(file, header, frames) if plain else _compressed_planes(file, header, frames, path, decoder)
+    for frame, hu in zip(frames, planes, strict=True):
         hu = np.clip(np.rint(hu), -(2**15), 2**15 - 1).astype(np.int16)
         padding_hu = _padding_hu(header, frame)
         if padding_hu is not None:
@@ -47,7 +49,7 @@ def read_planes(path: Path, file: BinaryIO, header: DicomHeader, frames: Sequenc
         yield hu
 
 
-def _plain_planes(path: Path, file: BinaryIO, header: DicomHeader, frames: Sequence[Frame]) -> Iterator[np.ndarray]:
+def _plain_planes(file: BinaryIO, header: DicomHeader, frames: Sequence[Frame]) -> Iterator[np.ndarray]:
     allocated, stored = header.unsigned("BitsAllocated", 16), header.unsigned("BitsStored", 16)
     high = header.unsigned("HighBit", stored - 1)
     if allocated not in (8, 16) or not 0 < stored <= high + 1 <= allocated:
@@ -70,26 +72,19 @@ def _plain_planes(path: Path, file: BinaryIO, header: DicomHeader, frames: Seque
 
 
 def _compressed_planes(
-    path: Path, file: BinaryIO, header: DicomHeader, frames: Sequence[Frame]
+    file: BinaryIO, header: DicomHeader, frames: Sequence[Frame], path: Path, decoder: Decoder
 ) -> Iterator[np.ndarray]:
-    import SimpleITK as sitk  # costs a second, and most files are not compressed
-
     if len({(frame.slope, frame.intercept) for frame in frames}) > 1:
         raise InputError("compressed frames, each with a rescaling of its own, are not supported")
     _check_fragments(file, header)
-    sitk.ProcessObject.SetGlobalWarningDisplay(False)
-    reader = sitk.ImageFileReader()
-    reader.SetImageIO("GDCMImageIO")
-    reader.SetFileName(str(path))
+    count, (rows, columns) = int(header.number("NumberOfFrames", 1)), frames[0].shape
     try:
-        volume = sitk.GetArrayViewFromImage(image := reader.Execute())
-    except RuntimeError:
-        raise InputError(f"GDCM cannot decode its pixels ({header.text('TransferSyntaxUID')})") from None
-    shape = (int(header.number("NumberOfFrames", 1)), *frames[0].shape)
-    if volume.shape != shape:
-        raise InputError(f"decoded, its pixels have the shape {volume.shape}, its header says {shape}")
+        volume = decoder.decode(path, count, rows * columns)
+    except DecodeError as error:
+        raise InputError(f"GDCM cannot decode its pixels ({header.text('TransferSyntaxUID')}): {error}") from None
+    if volume.shape != (count, rows, columns):
+        raise InputError(f"decoded, its pixels have the shape {volume.shape}, not {(count, rows, columns)}")
     yield from (volume[frame.index] for frame in frames)
-    del image  # the view is of its memory
 
 
 def _check_fragments(file: BinaryIO, header: DicomHeader) -> None:

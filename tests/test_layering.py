@@ -15,13 +15,14 @@ PACKAGES = {"torch", "SimpleITK", "numpy", "scipy", "pynvml", "psutil"}  # of re
 # Data flows ct -> preprocess -> segment(network, weights) -> postprocess -> maskfile; `pipeline` joins the stages.
 MAY_IMPORT = {
     # no module of ours
-    **dict.fromkeys(("errors", "formats", "geometry", "hounsfield", "labels"), ""),
+    **dict.fromkeys(("errors", "formats", "gdcm", "geometry", "hounsfield", "labels"), ""),
     **dict.fromkeys(("device", "monitor", "preprocess", "progress", "readahead", "record", "resample"), ""),
     # reading and writing
     "dicomheader": "errors",
     "dicomgrid": "dicomheader errors geometry",
-    "dicompixels": "dicomgrid dicomheader errors",
-    "dicomseries": "dicomgrid dicomheader dicompixels errors geometry maskheader stream volume",
+    "dicompixels": "dicomgrid dicomheader errors gdcm",
+    "dicomseries": "dicomgrid dicomheader errors",
+    "dicomvolume": "dicomgrid dicomheader dicompixels dicomseries errors gdcm geometry maskheader stream volume",
     "cases": "dicomheader dicomseries errors formats record",
     "stream": "errors",
     "niftifields": "errors",
@@ -31,7 +32,7 @@ MAY_IMPORT = {
     "voxels": "errors nifti stream",
     "volume": "errors formats geometry nifti niftifields stream textheader voxels",
     "spacing": "errors geometry",
-    "ct": "dicomseries errors hounsfield spacing volume",
+    "ct": "dicomseries dicomvolume errors hounsfield spacing volume",
     "maskfile": "errors geometry maskheader stream voxels",
     # the network
     "network": "labels",

@@ -64,6 +64,8 @@ def damaged(changes, order="<", version=1):
 @pytest.mark.parametrize("version", [1, 2])
 @given(quaternions, st.booleans(), spacings, shifts, st.sampled_from("<>"), st.sampled_from([(1, 0), (0, 1), (2, 3)]))
 def test_affine_is_nibabels(version, quaternion, mirrored, spacing, shift, order, codes):
+    a = quaternion[0] / np.linalg.norm(quaternion)
+    assume(abs(a) > 1e-3 or abs(a) < 1e-5)  # between, nibabel takes a turn for half a turn; the standard does not
     affine = affine_of(rotation(quaternion, mirrored), spacing, shift)
     expected = header(affine, *codes, order=order, version=version)
     parsed = parse_nifti(expected.binaryblock)
