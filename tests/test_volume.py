@@ -410,14 +410,20 @@ def test_a_tail_of_zeros_or_a_short_one_is_ignored(tmp_path, name, tail):
 @pytest.mark.parametrize("name", ["ct.nii", "ct.nii.gz"])
 @pytest.mark.parametrize(
     "tail",
-    [b"x" * 513, bytes(512) + b"x", bytes(MEGABYTE) + b"x", b"x" + bytes(MEGABYTE), bytes(8 * MEGABYTE + 1)],
-    ids=["letters", "letter", "late letter", "early letter", "9 MB"],
+    [b"x" * 513, bytes(512) + b"x", bytes(MEGABYTE) + b"x", bytes(8 * MEGABYTE + 1)],
+    ids=["letters", "letter", "late letter", "9 MB"],
 )
 def test_a_longer_tail_is_refused(tmp_path, name, tail):
     pack = gzip.compress if name.endswith(".gz") else bytes
     (tmp_path / name).write_bytes(pack(nifti_bytes(VOLUME) + tail))
     with pytest.raises(InputError, match="its header declares"):
         read_volume(tmp_path / name)
+
+
+def test_zeros_behind_other_bytes_are_no_tail_of_zeros(tmp_path):
+    (tmp_path / "ct.nii.gz").write_bytes(gzip.compress(nifti_bytes(VOLUME) + b"x") + gzip.compress(bytes(MEGABYTE)))
+    with pytest.raises(InputError, match="it holds more voxels than its header declares"):
+        read_volume(tmp_path / "ct.nii.gz")
 
 
 @pytest.mark.parametrize("name", ["ct.nii", "ct.nii.gz"])
