@@ -17,6 +17,7 @@ from importlib import metadata
 from pathlib import Path
 
 from app.cases import Case, UsageError, find_cases, shard
+from app.cpus import usable_cpus
 from app.monitor import ResourceMonitor
 from app.progress import Progress, one_line
 from app.readahead import ReadAhead
@@ -186,7 +187,7 @@ def _load(options, record: RunRecord):
     """The network on its device; notes both in the record."""
     import torch
 
-    from app.device import DeviceError, choose_device, compute_dtype, processor, usable_cpus
+    from app.device import DeviceError, choose_device, compute_dtype, processor
     from app.segment import Segmenter
     from app.weights import load_weights
 

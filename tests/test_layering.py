@@ -18,6 +18,7 @@ MAY_IMPORT = {
     "nifti": set(),
     "monitor": set(),
     "cases": set(),
+    "cpus": set(),
     "progress": set(),
     "readahead": set(),
     "record": set(),
@@ -33,9 +34,10 @@ MAY_IMPORT = {
     "body": {"network"},
     "weights": {"fuse", "labels", "network", "preprocess"},
     "segment": {"body", "device", "network", "postprocess", "preprocess", "weights"},
-    "pipeline": set(MODULES) - {"__main__", "body", "device", "fuse", "network", "progress", "readahead", "record"},
-    "__main__": {"cases", "device", "monitor", "pipeline", "progress", "readahead", "record", "segment", "volume"}
-    | {"weights"},
+    "pipeline": set(MODULES)
+    - {"__main__", "body", "cpus", "device", "fuse", "network", "progress", "readahead", "record"},
+    "__main__": {"cases", "cpus", "device", "monitor", "pipeline", "progress", "readahead", "record", "segment"}
+    | {"volume", "weights"},
     "__init__": set(),
 }
 
