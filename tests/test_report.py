@@ -7,6 +7,8 @@ import io
 import json
 import os
 import re
+import shutil
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from PIL import Image
 
 from app.labels import ORGANS
 from evaluation import accuracy
+from evaluation.organs import ALL_LABELS
 from evaluation.report.__main__ import main
 from evaluation.report.case import report_case
 from evaluation.report.curves import stage_spans, waiting_s
@@ -222,6 +225,27 @@ def test_scores_are_those_of_accuracy(root, tmp_path):
                 assert float(row[0]) == pytest.approx(np.mean([float(score) for score in scores]), abs=5e-5)
 
 
+def test_organs_case_by_case(root, tmp_path, capsys):
+    table = tmp_path / "organs.tsv"
+    table.write_text("case\tannotated\none\t1-11,13\ntwo\tLiver,Spleen\nthree\t\n")
+    page = Page(report(root, "--truth", root / "truth", "--organs", table))
+    assert "the table of --organs does not name three: not scored" in capsys.readouterr().err
+    argv = [str(root / "out"), str(root / "truth"), "-o", str(tmp_path / "s.csv"), "--organs", str(table)]
+    assert accuracy.main([*argv, "--workers", "1"]) == 1
+    summary = json.loads((tmp_path / "s.json").read_text())
+    organs = page.table("organ", "DSC")
+    assert "duodenum" not in organs
+    for organ, row in ((organ, organs[organ.name]) for organ in ORGANS if organ.label != 12):
+        statistics = summary["per_organ"][organ.abbreviation]
+        assert [row[0], row[6]] == [f"{statistics['DSC']['mean']:.4f}", str(statistics["n"])]
+    assert {row[6] for row in organs.values()} == {"cases", "1", "2", ""}
+    cases = page.table("DSC", "mean")
+    assert set(cases) == {"DSC", "one", "two"} and "" not in cases["one"]
+    liver, spleen = float(cases["two"][1]), float(cases["two"][3])
+    assert float(cases["two"][0]) == pytest.approx((liver + spleen) / 2, abs=1e-4)
+    assert cases["two"].count("") == 10
+
+
 def test_best_and_worst_cases_stand_side_by_side(root):
     html = report(root, "--truth", root / "truth", pictures=True)
     dsc = {name: float(row[0]) for name, row in Page(html).table("DSC", "mean").items() if name in NAMES}
@@ -321,14 +345,14 @@ def test_patients_right_and_front_are_on_the_left_and_the_head_on_top():
 
 def test_pictures_do_not_depend_on_the_files_axes(root):
     (before,) = [case for case in read_run(root / "out").cases if case.name == "two"]
-    pictures = report_case(before, root / "truth" / "two.nii.gz", accuracy.ALL_LABELS)
+    pictures = report_case(before, root / "truth" / "two.nii.gz", ALL_LABELS)
     for path in (before.ct, before.mask, root / "truth" / "two.nii.gz"):
         image = nibabel.load(path)
         turned = image.as_reoriented(nibabel.orientations.axcodes2ornt("PSL"))
         assert nibabel.aff2axcodes(turned.affine) != ("R", "A", "S")
         array = np.asarray(turned.dataobj)
         nibabel.save(nibabel.Nifti1Image(array, turned.affine), path)
-    again = report_case(before, root / "truth" / "two.nii.gz", accuracy.ALL_LABELS)
+    again = report_case(before, root / "truth" / "two.nii.gz", ALL_LABELS)
     assert again.volumes == pictures.volumes
     assert {k: p.uri for k, p in again.strips.items()} == {k: p.uri for k, p in pictures.strips.items()}
     assert {k: p.uri for k, p in again.overviews.items()} == {k: p.uri for k, p in pictures.overviews.items()}
@@ -452,6 +476,44 @@ def test_a_mask_of_another_ct(root, capsys):
     assert "differ in shape" in fails(capsys, root / "out", "-o", root / "r.html")
 
 
+@pytest.mark.filterwarnings("ignore:Glyph")  # of the curves' font
+@pytest.mark.parametrize("encoding", ["ascii", "utf-8"])
+def test_names_that_the_terminal_cannot_say(root, monkeypatch, encoding):
+    odd = {"one": "肝$_$", "two": os.fsdecode("肾".encode("gbk")), "three": "é"}
+    run = find_run(root / "out")
+    for file in (run / "run.json", run / "monitor.csv"):
+        text = file.read_text()
+        for name, other in odd.items():
+            text = re.sub(rf"\b{name}(?=\b|_)", lambda _, other=other: other, text)
+        file.write_bytes(os.fsencode(text))
+    for path in [path for folder in ("in", "out", "truth") for path in (root / folder).glob("*.nii.gz")]:
+        name = path.name.split(".")[0].removesuffix("_0000")
+        path.rename(path.with_name(path.name.replace(name, odd[name])))
+    content = json.loads((run / "run.json").read_bytes().decode("utf-8", "surrogateescape"))
+    (run / "run.json").write_text(json.dumps(content))
+    stdout = io.TextIOWrapper(io.BytesIO(), encoding)
+    monkeypatch.setattr(sys, "stdout", stdout)
+    html = report(root, "--truth", root / "truth", pictures=True)
+    said = stdout.buffer.getvalue().decode(encoding)
+    assert "\\udcc9\\udcf6\n" in said and ("肝$_$\n" if encoding == "utf-8" else "\\u809d$_$\n") in said
+    table = Page(html).table("DSC", "mean")
+    assert {"肝$_$", "\\udcc9\\udcf6", "é"} <= set(table)
+    with (root / "report" / "volumes.csv").open(encoding="utf-8") as file:
+        assert {row["Name"] for row in csv.DictReader(file)} == {"肝$_$", "\\udcc9\\udcf6", "é"}
+
+
+def test_on_a_full_disk_the_report_of_before_stands(root, capsys, monkeypatch):
+    before = report(root)
+    capsys.readouterr()
+    monkeypatch.setattr(os, "replace", lambda *paths: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    line = fails(
+        capsys, root / "out", "--truth", root / "truth", "-o", root / "report" / "report.html", "--no-pictures"
+    )
+    assert line == f"error: [Errno 28] No space left on device: '{root / 'report' / 'report.html'}'"
+    assert (root / "report" / "report.html").read_text() == before
+    assert sorted(path.name for path in (root / "report").iterdir()) == ["report.html", "volumes.csv"]
+
+
 # --- what is there and what is not ---
 
 
@@ -459,6 +521,17 @@ def test_newest_run_and_named_run(root):
     newer = write_run(root, "20260103T000000Z")
     assert find_run(root / "out") == newer
     assert find_run(root / "out" / "logs" / "20260101T000000Z").name == "20260101T000000Z"
+
+
+def test_hidden_folders_and_files_are_passed_over(root):
+    expected = report(root, "--truth", root / "truth")
+    shutil.copytree(root / "out" / "logs" / "20260101T000000Z", root / "out" / "logs" / ".20270101T000000Z")
+    (root / "out" / "efficiency").mkdir()
+    for name in ("._one_0000.json", ".one_0000.json"):
+        (root / "out" / "efficiency" / name).write_text('{"program_s": 5.0, "time": 7.5}')
+    (root / "truth" / "._one.nii.gz").write_bytes(b"\0\5\x16\7")
+    assert find_run(root / "out").name == "20260101T000000Z"
+    assert report(root, "--truth", root / "truth") == expected
 
 
 def test_moved_inputs_are_found_again(root):

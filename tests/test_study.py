@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from app.labels import ORGANS
 from evaluation import study
 from evaluation.paper import TABLE_3, TABLE_3_AVERAGE
 from training import results as training_results
@@ -151,3 +152,10 @@ def test_arms_of_other_organs_are_not_compared(tmp_path, results, capsys):
 
 def test_the_tables_of_this_repository_are_up_to_date():
     assert study.main(["--check"]) == 0
+
+
+def test_the_papers_table_is_whole():
+    assert list(TABLE_3) == [organ.abbreviation for organ in ORGANS]
+    for column in ("with_unlabelled", "without_unlabelled"):  # the printed averages are those of the printed lines
+        mean = np.mean([getattr(row, column) for row in TABLE_3.values()])
+        assert mean == pytest.approx(getattr(TABLE_3_AVERAGE, column), abs=1e-4)

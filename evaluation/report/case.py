@@ -9,11 +9,11 @@ import numpy as np
 from app.labels import ORGANS
 from app.record import file_sha256
 from app.volume import Geometry, InputError, read_volume
-from evaluation.accuracy import Score, Scores, score_files
 from evaluation.masks import Mask, MaskError, check_same_grid, read_mask
 from evaluation.report.plausible import mark, plausible_ml
 from evaluation.report.run import CaseRecord
 from evaluation.report.views import Picture, Scan, organ_strip, overviews
+from evaluation.scoring import Score, Scores, score_files
 
 
 class OrganVolume(NamedTuple):
