@@ -1,6 +1,7 @@
 """The organizers' run: a fake program and a fake docker are measured; figures are worked out again from the JSON."""
 
 import csv
+import io
 import json
 import os
 import shutil
@@ -41,7 +42,7 @@ outputs = pathlib.Path(options["--outputs"])
 end = time.perf_counter() + 0.35
 while time.perf_counter() < end:
     pass
-print("working on", scan.name)
+print("working on", ascii(scan.name))
 if "bad" in scan.name:
     print("ERROR the scan is damaged")
     print("0 done, 1 failed")
@@ -88,6 +89,7 @@ def scans(tmp_path):
     for name in ("a_0000.nii.gz", "b_0000.nii.gz"):
         (tmp_path / "in" / name).parent.mkdir(exist_ok=True)
         (tmp_path / "in" / name).write_bytes(b"a scan")
+    (tmp_path / "in" / "._a_0000.nii.gz").write_bytes(b"\0\5\x16\7")  # macOS puts such beside files (AppleDouble)
     return tmp_path / "in"
 
 
@@ -228,6 +230,18 @@ def test_command_is_measured_case_by_case(tmp_path, scans, program, capsys):
     assert (outputs / "a.nii.gz").read_bytes() == b"a scan"
     printed = capsys.readouterr().out
     assert "without the idle machine" in printed and "the paper" in printed and "20.34" in printed
+
+
+def test_names_that_the_terminal_cannot_say(tmp_path, scans, program, monkeypatch):
+    names = "肝_0000.nii.gz", os.fsdecode("肾bad_0000.nii.gz".encode("gbk"))
+    for path, name in zip(sorted(scans.glob("[ab]*")), names, strict=True):
+        path.rename(path.with_name(name))
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), "ascii"))
+    assert measure(program, scans, tmp_path / "out") == 1
+    said = sys.stdout.buffer.getvalue().decode("ascii")
+    assert "\n\\u809d: " in said and "\n\\u809d_0000 " in said
+    table = (tmp_path / "out" / "efficiency" / "command_Efficiency.csv").read_text(encoding="utf-8")
+    assert [line.partition(",")[0] for line in table.splitlines()[1:]] == [names[0], "\\udcc9\\udcf6bad_0000.nii.gz"]
 
 
 def test_docker_line_is_the_organizers(tmp_path, scans, docker_calls, monkeypatch):

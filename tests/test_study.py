@@ -1,6 +1,9 @@
 """Tables from result files: numbers are looked up in what training wrote and in the paper's text."""
 
+import io
 import json
+import os
+import sys
 
 import numpy as np
 import pytest
@@ -113,6 +116,19 @@ def test_check_notices_one_digit(tmp_path, results, capsys):
     readme.write_text(readme.read_text().replace("0.956", "0.957"))
     assert study.main(["--check", *options]) == 1
     assert str(readme) in capsys.readouterr().err
+
+
+def test_names_that_the_terminal_cannot_say(tmp_path, results, monkeypatch):
+    scores = json.loads((results / "crossvalidation.json").read_text())
+    scores["folds"][1]["dsc"] = {"肝": {}, os.fsdecode("肾".encode("gbk")): {}}
+    (results / "crossvalidation.json").write_text(json.dumps(scores))
+    (readme := tmp_path / "README.md").write_text(BLOCK.format("crossvalidation", ""))
+    assert study.main(["--write", "--results", str(results), str(readme)]) == 0
+    assert "(\\udcc9\\udcf6, a, b, 肝)" in readme.read_text(encoding="utf-8")
+    assert study.main(["--check", "--results", str(results), str(readme)]) == 0
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), "ascii"))
+    assert study.main(["--results", str(results)]) == 0
+    assert b"(\\udcc9\\udcf6, a, b, \\u809d)" in sys.stdout.buffer.getvalue()
 
 
 def test_without_result_file_a_block_is_empty(tmp_path, capsys):
