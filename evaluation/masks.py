@@ -68,8 +68,8 @@ def read_mask(path: Path) -> Mask:
         raise MaskError(f"{path}: its voxels measure {' x '.join(f'{length:g}' for length in spacing_mm[::-1])} mm")
     affine = image.affine.copy()
     affine[:3] *= mm
-    volume = stored.reshape(stored.shape[:3], order="F").T
-    return Mask(path, _to_labels(volume, image.dataobj.slope, image.dataobj.inter, path), spacing_mm, affine)
+    labels = _to_labels(stored.reshape(stored.shape[:3]).T, image.dataobj.slope, image.dataobj.inter, path)
+    return Mask(path, labels, spacing_mm, affine)
 
 
 def _to_labels(stored: np.ndarray, slope: float, inter: float, path: Path) -> np.ndarray:
