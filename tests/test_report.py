@@ -529,6 +529,17 @@ def test_hidden_folders_and_files_are_passed_over(root):
     assert Page(report(root, "--truth", root / "truth")).tables == expected
 
 
+def test_metres_and_a_fourth_dimension_of_1_change_nothing(root):
+    expected = Page(report(root, "--truth", root / "truth")).tables
+    for path in (root / "out" / "one.nii.gz", root / "truth" / "one.nii.gz", root / "truth" / "two.nii.gz"):
+        image = nibabel.Nifti1Image(np.asarray(nibabel.load(path).dataobj), np.diag([0.002, 0.002, 0.005, 1]))
+        image.header.set_xyzt_units("meter")
+        nibabel.save(image, path)
+    for path in (root / "in" / "three_0000.nii.gz", root / "out" / "three.nii.gz"):
+        save(path, np.asarray(nibabel.load(path).dataobj)[..., None])
+    assert Page(report(root, "--truth", root / "truth", pictures=True)).tables == expected
+
+
 def test_moved_inputs_are_found_again(root):
     (root / "in").rename(root / "elsewhere")
     html = report(root, pictures=True)
