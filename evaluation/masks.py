@@ -63,13 +63,14 @@ def read_mask(path: Path) -> Mask:
     if stored.ndim < 3 or max(stored.shape[3:], default=1) > 1:
         raise MaskError(f"{path}: a mask has 3 dimensions, this file has {stored.ndim}: {stored.shape}")
     mm = mm_per_unit(int(image.header["xyzt_units"]))
-    spacing_mm = tuple(float(zoom) * mm for zoom in reversed(image.header.get_zooms()[:3]))
+    # The decimal that was meant is converted, not the float32 beside it: a distance may be the very tolerance.
+    spacing_mm = tuple(float(np.float32(float(str(zoom)) * mm)) for zoom in reversed(image.header.get_zooms()[:3]))
     if not all(0 < length < math.inf for length in spacing_mm):
         raise MaskError(f"{path}: its voxels measure {' x '.join(f'{length:g}' for length in spacing_mm[::-1])} mm")
     affine = image.affine.copy()
     affine[:3] *= mm
-    volume = stored.reshape(stored.shape[:3], order="F").T
-    return Mask(path, _to_labels(volume, image.dataobj.slope, image.dataobj.inter, path), spacing_mm, affine)
+    labels = _to_labels(stored.reshape(stored.shape[:3]).T, image.dataobj.slope, image.dataobj.inter, path)
+    return Mask(path, labels, spacing_mm, affine)
 
 
 def _to_labels(stored: np.ndarray, slope: float, inter: float, path: Path) -> np.ndarray:

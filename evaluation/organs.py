@@ -65,7 +65,7 @@ def _read_table(path: Path) -> dict[str, tuple[int, ...]]:
     by_case: dict[str, tuple[int, ...]] = {}
     try:
         # Bytes that are no UTF-8 come as Python has them in file names, so that such a name is found.
-        with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
+        with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
             rows = csv.DictReader(file, delimiter="\t")
             if _COLUMN not in (rows.fieldnames or ()):
                 raise argparse.ArgumentTypeError(f"no column {_COLUMN!r}")

@@ -47,9 +47,19 @@ def test_units_become_mm(tmp_path, code, mm):
     affine = np.diag([0.75, 1.5, 2.5, 1])
     affine[:3, 3] = 10, -20, 30
     mask = read_mask(with_bytes(save(tmp_path / "a.nii", LABELS, affine), 123, bytes([code])))
-    assert mask.spacing_mm == pytest.approx((2.5 * mm, 1.5 * mm, 0.75 * mm))
+    assert mask.spacing_mm == tuple(float(np.float32(length * mm)) for length in (2.5, 1.5, 0.75))
     np.testing.assert_allclose(mask.affine[:3], affine[:3] * mm)
     np.testing.assert_array_equal(mask.affine[3], [0, 0, 0, 1])
+
+
+@pytest.mark.parametrize(("code", "per_mm"), [(1, 1e-3), (2, 1), (3, 1e3)])
+def test_spacing_is_the_headers_float32_in_any_unit(tmp_path, code, per_mm):
+    """To the last bit: two surfaces may be apart by exactly a tolerance."""
+    for spacing_mm in np.random.default_rng(0).uniform(0.3, 5, (100, 3)).round(4):
+        path = save(tmp_path / "a.nii", LABELS[:1, :1, :1], np.diag([*spacing_mm * per_mm, 1]))
+        assert read_mask(with_bytes(path, 123, bytes([code]))).spacing_mm == tuple(
+            map(float, np.float32(spacing_mm[::-1]))
+        )
 
 
 def test_a_voxel_without_a_size_is_refused(tmp_path):

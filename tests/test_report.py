@@ -233,6 +233,7 @@ def test_scores_are_those_of_accuracy(root, tmp_path):
 def test_organs_case_by_case(root, tmp_path, capsys):
     table = tmp_path / "organs.tsv"
     table.write_text("case\tannotated\none\t1-11,13\ntwo\tLiver,Spleen\nthree\t\n")
+    (root / "truth" / "three.nii.gz").write_bytes(b"not even read")
     page = Page(report(root, "--truth", root / "truth", "--organs", table))
     assert "the table of --organs does not name three: not scored" in capsys.readouterr().err
     argv = [str(root / "out"), str(root / "truth"), "-o", str(tmp_path / "s.csv"), "--organs", str(table)]
@@ -518,14 +519,25 @@ def test_newest_run_and_named_run(root):
 
 
 def test_hidden_folders_and_files_are_passed_over(root):
-    expected = report(root, "--truth", root / "truth")
+    expected = Page(report(root, "--truth", root / "truth")).tables
     shutil.copytree(root / "out" / "logs" / "20260101T000000Z", root / "out" / "logs" / ".20270101T000000Z")
     (root / "out" / "efficiency").mkdir()
     for name in ("._one_0000.json", ".one_0000.json"):
         (root / "out" / "efficiency" / name).write_text('{"program_s": 5.0, "time": 7.5}')
     (root / "truth" / "._one.nii.gz").write_bytes(b"\0\5\x16\7")
     assert find_run(root / "out").name == "20260101T000000Z"
-    assert report(root, "--truth", root / "truth") == expected
+    assert Page(report(root, "--truth", root / "truth")).tables == expected
+
+
+def test_metres_and_a_fourth_dimension_of_1_change_nothing(root):
+    expected = Page(report(root, "--truth", root / "truth")).tables
+    for path in (root / "out" / "one.nii.gz", root / "truth" / "one.nii.gz", root / "truth" / "two.nii.gz"):
+        image = nibabel.Nifti1Image(np.asarray(nibabel.load(path).dataobj), np.diag([0.002, 0.002, 0.005, 1]))
+        image.header.set_xyzt_units("meter")
+        nibabel.save(image, path)
+    for path in (root / "in" / "three_0000.nii.gz", root / "out" / "three.nii.gz"):
+        save(path, np.asarray(nibabel.load(path).dataobj)[..., None])
+    assert Page(report(root, "--truth", root / "truth", pictures=True)).tables == expected
 
 
 def test_moved_inputs_are_found_again(root):
