@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 
 from app.cases import Case
-from app.errors import InputError
 from app.labels import NUM_CLASSES, ORGANS
 from app.maskfile import write_mask
 from app.monitor import ResourceMonitor
@@ -21,8 +20,6 @@ from app.segment import Segmenter
 from app.volume import Volume
 
 log = logging.getLogger(__name__)
-
-WIDEST_MM = 2000  # more than any scanner's field of view: spacing in other units, slices too large to resample
 
 
 def segment_case(
@@ -47,7 +44,6 @@ def segment_case(
         What run.json says of the case: shapes, statistics, seconds per stage, organs, checksums.
 
     Raises:
-        InputError: The field of view cannot be a person's.
         app.errors.OutputError: The mask could not be written.
     """
     seconds: dict[str, float] = {}
@@ -64,9 +60,6 @@ def segment_case(
     with stage("preprocess"):
         statistics_hu = clipped_statistics(hu)
         spacing_mm = geometry.spacing_mm[1:]
-        width_mm = max(size * mm for size, mm in zip(hu.shape[1:], spacing_mm, strict=True))
-        if width_mm > WIDEST_MM:
-            raise InputError(f"{case.input}: slices {width_mm:.0f} mm wide: its spacing must be wrong")
         network_spacing_mm = nearest_spacing(spacing_mm, segmenter.weights.spacing_mm)
         network_shape = resampled_shape(hu.shape, spacing_mm, network_spacing_mm)
         network_hu = hu if network_shape == hu.shape else resample_in_plane(hu, network_shape, order=1)

@@ -162,7 +162,7 @@ def bad_files(folder):
         "two\nlines": "an empty file",
         "flat": "2",
         "pair": "one part of an image in two files",
-        "wide": "slices 5760 mm wide",
+        "wide": "a field of view of 5.76e+03 x 5.76e+03 x 15 mm",
     }
 
 

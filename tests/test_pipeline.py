@@ -14,7 +14,7 @@ from nibabel.orientations import apply_orientation, inv_ornt_aff, ornt_transform
 
 from app import pipeline as module
 from app.cases import Case
-from app.errors import InputError, OutputError
+from app.errors import OutputError
 from app.labels import ORGANS
 from app.monitor import ResourceMonitor
 from app.pipeline import segment_case
@@ -199,13 +199,6 @@ def test_a_preview_that_cannot_be_written_does_not_lose_the_mask(tmp_path, run_c
     assert warning.startswith("no preview: ")
     assert "\n" not in warning
     assert caplog.messages == [f"{ct}: {warning}"]
-
-
-def test_slices_wider_than_any_scanner_are_refused_before_they_are_resampled(tmp_path, run_case):
-    ct = save_ct(tmp_path / "ct.nii", smooth_hu((1, 20, 20)), np.diag([101.0, 1, 5, 1]))
-    with pytest.raises(InputError, match=r"slices 2020 mm wide: its spacing must be wrong") as caught:
-        run_case(ct, Thresholds())
-    assert str(ct) in str(caught.value)
 
 
 def test_a_mask_that_cannot_be_written_is_an_error(tmp_path, run_case):
