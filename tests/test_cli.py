@@ -146,7 +146,7 @@ def bad_files(folder):
     (folder / "flipped_0000.nii.gz").write_bytes(flipped)
     (folder / "empty_0000.nii.gz").touch()
     (folder / "text_0000.nii.gz").write_text("not a scan")
-    (folder / "folder_0000.nii.gz").mkdir()
+    (folder / "archive.zip").write_bytes(b"PK")
     (folder / "link_0000.nii.gz").symlink_to("nowhere")
     (folder / "two\nlines_0000.nii.gz").touch()
     nib.save(nib.Nifti1Image(np.zeros((4, 4), np.int16), np.eye(4)), folder / "flat_0000.nii.gz")
@@ -157,7 +157,7 @@ def bad_files(folder):
         "flipped": "damaged gzip stream",
         "empty": "an empty file",
         "text": "damaged gzip stream",
-        "folder": "a folder, not a file",
+        "archive": "a zip archive: unpack it, and give the folder that comes out",
         "link": "a link to a file that is not there",
         "two\nlines": "an empty file",
         "flat": "2",
@@ -272,7 +272,7 @@ def test_inputs_that_vanish_or_change_while_the_run_goes_on(folders, run_app, mo
     [
         (["--shard", "4/4"], "--shard takes K/N with K = 0 .. N-1"),
         (["--inputs", "{tmp}/nothing"], "{tmp}/nothing does not exist"),
-        (["--inputs", "{tmp}"], "no CT in {tmp}"),
+        (["--inputs", "{tmp}/empty"], "no CT in {tmp}/empty"),
         (["--inputs", "{tmp}/in", "{tmp}/twin"], "would both write a.nii.gz"),
         (["--outputs", "{tmp}/in/a_0000.nii.gz"], "cannot write to the outputs folder {tmp}/in/a_0000.nii.gz"),
         (["--outputs", "{tmp}/link"], "cannot write to the outputs folder {tmp}/link"),
@@ -291,6 +291,7 @@ def test_inputs_that_vanish_or_change_while_the_run_goes_on(folders, run_app, mo
 def test_wrong_use_is_said_and_nothing_is_done(folders, run_app, tmp_path, arguments, said):
     inputs, outputs = folders
     (tmp_path / "link").symlink_to("nowhere/at/all")
+    (tmp_path / "empty").mkdir()
     save_ct(tmp_path / "twin" / "a.nii")
     given = [argument.format(tmp=tmp_path) for argument in arguments]
     for option, value in (("--inputs", inputs), ("--outputs", outputs)):
