@@ -146,7 +146,7 @@ def bad_files(folder):
     (folder / "flipped_0000.nii.gz").write_bytes(flipped)
     (folder / "empty_0000.nii.gz").touch()
     (folder / "text_0000.nii.gz").write_text("not a scan")
-    (folder / "archive.zip").write_bytes(b"PK")
+    (folder / "archive_0000.zip").write_bytes(b"PK")
     (folder / "link_0000.nii.gz").symlink_to("nowhere")
     (folder / "two\nlines_0000.nii.gz").touch()
     nib.save(nib.Nifti1Image(np.zeros((4, 4), np.int16), np.eye(4)), folder / "flat_0000.nii.gz")
