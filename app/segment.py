@@ -6,12 +6,15 @@ bias and argmax all happen there.
 
 import logging
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 
 import numpy as np
 import torch
 
 from app.body import body_box
 from app.device import compute_dtype, limit_memory, slices_per_step
+from app.inference import Segmentation, segment_volume
 from app.network import OUTPUT_STRIDE
 from app.postprocess import decide
 from app.preprocess import WINDOW_HU, normalise
@@ -20,6 +23,10 @@ from app.weights import Weights
 log = logging.getLogger(__name__)
 
 OnStep = Callable[[int], None]
+
+
+def _unheard(slices_done: int) -> None:
+    pass
 
 
 class Segmenter:
@@ -48,7 +55,24 @@ class Segmenter:
         self.device, self.dtype = device, compute_dtype(device)
         self._network = self.weights.network(device, self.dtype)
 
-    def __call__(self, hu: np.ndarray, statistics_hu: tuple[float, float], on_step: OnStep) -> np.ndarray:
+    def segment_volume(
+        self,
+        hu: np.ndarray,
+        spacing_mm: tuple[float, float, float],
+        on_step: OnStep = _unheard,
+        stage: Callable[[str], AbstractContextManager] = nullcontext,
+    ) -> Segmentation:
+        """A CT in memory to clean labels.
+
+        Args:
+            hu: int16 (z, y, x), at least one voxel; rows run to anterior, columns to the right, slices upwards.
+            spacing_mm: (z, y, x).
+            on_step: Called with the number of slices done, after each step.
+            stage: Entered with "preprocess", "segment" and "postprocess", each while that runs.
+        """
+        return segment_volume(partial(self, on_step=on_step), hu, spacing_mm, self.weights.spacing_mm, stage=stage)
+
+    def __call__(self, hu: np.ndarray, statistics_hu: tuple[float, float], on_step: OnStep = _unheard) -> np.ndarray:
         """Labels of a volume, before `postprocess.clean`; arguments and result as for `segment`.
 
         Out of memory on a GPU halves the step down to one slice, then this case goes to the CPU; after any
@@ -87,7 +111,7 @@ def segment(
     statistics_hu: tuple[float, float],
     slices_per_step: int,
     frame_px: int = 512,
-    on_step: OnStep = lambda slices_done: None,
+    on_step: OnStep = _unheard,
 ) -> np.ndarray:
     """Labels of a volume, slice by slice, of each the part where the body is.
 

@@ -12,7 +12,8 @@ ROOT = Path(__file__).resolve().parents[1]
 MODULES = {path.stem: ast.parse(path.read_text()) for path in sorted((ROOT / "app").glob("*.py"))}
 PACKAGES = {"torch", "SimpleITK", "numpy", "scipy", "pynvml", "psutil"}  # of requirements.txt
 
-# Data flows volume -> preprocess -> segment(network, weights) -> postprocess -> volume; `pipeline` joins the stages.
+# Data flows volume -> preprocess -> segment(network, weights) -> postprocess -> volume: `inference` joins what is done
+# in memory, `pipeline` puts files at both ends.
 MAY_IMPORT = {
     "labels": set(),
     "nifti": set(),
@@ -32,8 +33,9 @@ MAY_IMPORT = {
     "fuse": {"network"},
     "body": {"network"},
     "weights": {"fuse", "labels", "network", "preprocess"},
-    "segment": {"body", "device", "network", "postprocess", "preprocess", "weights"},
-    "pipeline": set(MODULES) - {"__main__", "body", "device", "fuse", "network", "progress", "readahead", "record"},
+    "inference": {"postprocess", "preprocess", "resample"},
+    "segment": {"body", "device", "inference", "network", "postprocess", "preprocess", "weights"},
+    "pipeline": {"cases", "labels", "monitor", "preview", "segment", "volume"},
     "__main__": {"cases", "device", "monitor", "pipeline", "progress", "readahead", "record", "segment", "volume"}
     | {"weights"},
     "__init__": set(),

@@ -286,7 +286,7 @@ class Run:
             return
         self.validation = {"step": self.step, "dsc": []}
         for k, branch in enumerate(self.branches):
-            scores = validate(branch, Path(self.config.store), self.validation_cases, self.config)
+            scores = validate(branch, Path(self.config.store), self.validation_cases, self.config, self.data)
             mean = {name: float(np.mean(values)) for name, values in scores.items()}
             mean["mean"] = float(np.mean(list(mean.values())))
             self.validation["dsc"].append(mean)

@@ -1,0 +1,60 @@
+"""A CT in memory to clean labels: the stages in their order, for the program, validation and benchmarks alike."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import NamedTuple
+
+import numpy as np
+
+from app.postprocess import MIN_REGION_PX, clean
+from app.preprocess import clipped_statistics
+from app.resample import nearest_spacing, resample_in_plane, resampled_shape
+
+
+class Segmentation(NamedTuple):
+    """Of one CT.
+
+    Attributes:
+        labels: uint8 (z, y, x), 0..13, on the CT's own grid.
+        statistics_hu: Mean and standard deviation that its HU were z-scored with.
+        network_spacing_mm: (y, x) of the slices that the network saw.
+    """
+
+    labels: np.ndarray
+    statistics_hu: tuple[float, float]
+    network_spacing_mm: tuple[float, float]
+
+
+def segment_volume(
+    segment: Callable[[np.ndarray, tuple[float, float]], np.ndarray],
+    hu: np.ndarray,
+    spacing_mm: tuple[float, float, float],
+    trained_spacing_mm: tuple[float, float],
+    *,
+    statistics_hu: tuple[float, float] | None = None,
+    min_region_px: int = MIN_REGION_PX,
+    stage: Callable[[str], AbstractContextManager] = nullcontext,
+) -> Segmentation:
+    """Statistics, resampling where the network needs it, network, filters, back to the CT's grid.
+
+    Args:
+        segment: `app.segment.segment` with its network, or a Segmenter: from HU and their statistics to labels.
+        hu: int16 (z, y, x), at least one voxel; rows run to anterior, columns to the right, slices upwards.
+        spacing_mm: (z, y, x).
+        trained_spacing_mm: (lowest, highest) in-plane spacing that the network saw in training.
+        statistics_hu: Mean and standard deviation of the clipped scan; None: those of `hu`.
+        min_region_px: Smallest region of a slice that stays.
+        stage: Entered with "preprocess", "segment" and "postprocess", each while that runs.
+    """
+    with stage("preprocess"):
+        statistics_hu = statistics_hu or clipped_statistics(hu)
+        network_spacing_mm = nearest_spacing(spacing_mm[1:], trained_spacing_mm)
+        network_shape = resampled_shape(hu.shape, spacing_mm[1:], network_spacing_mm)
+        network_hu = hu if network_shape == hu.shape else resample_in_plane(hu, network_shape, order=1)
+    with stage("segment"):
+        labels = segment(network_hu, statistics_hu)
+    with stage("postprocess"):
+        clean(labels, min_region_px)
+        if network_shape != hu.shape:
+            labels = resample_in_plane(labels, hu.shape, order=0)
+    return Segmentation(labels, statistics_hu, network_spacing_mm)
