@@ -78,7 +78,8 @@ def float32_mask(scan: Path, options) -> np.ndarray:
     step = slices_per_step(device, 2048, weights.frame_px**2)
     network = weights.network(device, torch.float32)
     segment_slices = partial(segment, network, slices_per_step=step, frame_px=weights.frame_px)
-    return segment_volume(segment_slices, volume.hu, volume.geometry.spacing_mm, weights.spacing_mm).labels
+    spacing_mm = volume.geometry.spacing_mm
+    return segment_volume(segment_slices, volume.hu, spacing_mm, weights.spacing_mm, weights.slice_mm).labels
 
 
 def profile(scan: Path, outputs: Path, options) -> dict:

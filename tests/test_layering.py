@@ -24,6 +24,7 @@ MAY_IMPORT = {
     "record": set(),
     "preprocess": set(),
     "resample": set(),
+    "slabs": set(),
     "device": set(),
     "textheader": {"nifti"},
     "volume": {"nifti", "textheader"},
@@ -33,8 +34,8 @@ MAY_IMPORT = {
     "fuse": {"network"},
     "body": {"network"},
     "weights": {"fuse", "labels", "network", "preprocess"},
-    "inference": {"postprocess", "preprocess", "resample"},
-    "segment": {"body", "device", "inference", "network", "postprocess", "preprocess", "weights"},
+    "inference": {"postprocess", "preprocess", "resample", "slabs"},
+    "segment": {"body", "device", "inference", "network", "postprocess", "preprocess", "slabs", "weights"},
     "pipeline": {"cases", "labels", "monitor", "preview", "segment", "volume"},
     "__main__": {"cases", "device", "monitor", "pipeline", "progress", "readahead", "record", "segment", "volume"}
     | {"weights"},

@@ -34,9 +34,10 @@ class Thresholds(Segmenter):
     used_device = torch.device("cpu")
 
     def __init__(self):
-        self.weights = SimpleNamespace(spacing_mm=(0.5, 1.0))
+        self.every_slice = False
+        self.weights = SimpleNamespace(spacing_mm=(0.5, 1.0), slice_mm=3.0)
 
-    def __call__(self, hu, statistics_hu, on_step):
+    def __call__(self, hu, statistics_hu, on_step, slices_per_slab):
         self.hu, self.statistics_hu = hu, statistics_hu
         on_step(len(hu))
         return np.digitize(hu, [0, 100, 250]).astype(np.uint8)
@@ -174,6 +175,7 @@ def test_what_the_record_says(tmp_path, run_case):
     assert (entry["mean_hu"], entry["std_hu"]) == pytest.approx((clipped.mean(), clipped.std()))
     assert list(entry["seconds"]) == ["preprocess", "segment", "postprocess", "write", "preview"]
     assert entry["warnings"] == []
+    assert entry["slices_per_slab"] == 1
     labels = mask_array(mask)
     for organ in ORGANS:
         voxels = np.count_nonzero(labels == organ.label)

@@ -10,6 +10,7 @@ from app.inference import segment_volume
 from app.labels import NUM_CLASSES, ORGANS
 from app.postprocess import MIN_REGION_PX
 from app.segment import segment
+from app.weights import SLICE_MM
 from training.config import Config
 from training.precision import mixed_precision
 from training.store import UNCERTAIN, Case, read_volume
@@ -62,7 +63,7 @@ def validate(
         hu, truth = read_volume(store, case)
         with mixed_precision(device, config.bf16):
             segmentation = segment_volume(
-                segment_slices, hu, case.spacing_mm, data["spacing_mm"],
+                segment_slices, hu, case.spacing_mm, data["spacing_mm"], data.get("slice_mm", SLICE_MM),
                 statistics_hu=(case.mean_hu, case.std_hu), min_region_px=min_region_px,
             )  # fmt: skip
         dsc = dice(segmentation.labels, truth)

@@ -64,7 +64,7 @@ def _other_settings(hu: np.ndarray, spacing_mm: tuple[float, float, float]) -> R
     def labels(step=2, threads=1, dtype=shipped_dtype):
         torch.set_num_threads(threads)
         segment_slices = partial(segment, networks[dtype], slices_per_step=step, frame_px=weights.frame_px)
-        return segment_volume(segment_slices, hu, spacing_mm, weights.spacing_mm).labels
+        return segment_volume(segment_slices, hu, spacing_mm, weights.spacing_mm, weights.slice_mm).labels
 
     reference, problems, figures = labels(), [], {}
     threads = torch.get_num_threads()
