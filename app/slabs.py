@@ -50,7 +50,7 @@ class Slabs:
             most: Slices to give at a time.
 
         Returns:
-            Which slices, and their logits: float32 (slices, 14, h, w).
+            Which slices, and their logits: (slices, 14, h, w), float32 where they are interpolated.
         """
         positions = np.interp(np.arange(len(self._hu)), self._centres, np.arange(len(self)))  # 1.5: half-way to slab 2
         known, first, done = None, 0, 0
@@ -66,6 +66,8 @@ class Slabs:
 
 def _interpolated(logits: Tensor, positions: np.ndarray) -> Tensor:
     below = np.floor(positions).astype(np.int64)
+    if (positions == below).all():  # slabs of one slice, above all: nothing to compute
+        return logits[below]
     above = np.minimum(below + 1, len(logits) - 1)
     share = torch.tensor(positions - below, dtype=torch.float32, device=logits.device)
     return torch.lerp(logits[below].float(), logits[above].float(), share[:, None, None, None])

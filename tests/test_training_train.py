@@ -86,6 +86,9 @@ def test_killed_and_resumed_is_uninterrupted_bit_for_bit(store, tmp_path, monkey
         Run(dataclasses.replace(settings, lr=0.5))
     with pytest.raises(ValueError, match="other cases"):
         Run(dataclasses.replace(settings, store=str(phantom_store(tmp_path / "other", 32, [17], 1, 1))))
+    del killed["data"]["slice_mm"]  # not described by the first checkpoints
+    checkpoint.save(killed, tmp_path / "killed" / checkpoint.FILE_NAME)
+    assert Run(settings).step == whole["step"]
 
 
 def test_a_store_without_labels_is_named(tmp_path):
