@@ -16,7 +16,7 @@ from app.nifti import LPS_TO_RAS, is_invertible
 from evaluation.masks import Mask
 
 MULTIFRAME_CLASSES = (EnhancedCTImageStorage, LegacyConvertedEnhancedCTImageStorage)
-REQUIRED = ("StudyInstanceUID", "SOPInstanceUID", "FrameOfReferenceUID", "Rows", "Columns")
+SHARED = ("StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID", "Rows", "Columns")
 SAME_PLACE_VOXELS = 0.25  # scanners round positions, some to 0.1 mm; an error of half a voxel must still be found
 
 
@@ -69,20 +69,34 @@ def lay_on_series(mask: Mask, path: Path, number: int | None = None) -> MaskOnSe
 
 
 def _find_series(path: Path) -> list[list[pydicom.Dataset]]:
-    """Headers of all CT images, by SeriesInstanceUID. Localizers, other objects and other files are passed over."""
+    """Headers of all CT images, by SeriesInstanceUID, sorted by path."""
     files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
     series: dict[str, list[pydicom.Dataset]] = {}
     for file in files:
-        try:
-            header = pydicom.dcmread(file, stop_before_pixels=True)
-            is_ct = header.SOPClassUID in (CTImageStorage, *MULTIFRAME_CLASSES)
-            if is_ct and "LOCALIZER" not in (header.get("ImageType") or ()):
-                series.setdefault(header.SeriesInstanceUID, []).append(header)
-        except OSError:
-            raise
-        except Exception:  # of any kind, by pydicom: not DICOM, or damaged; then it is its slice that is found lacking
-            continue
+        if header := _ct_header(file):
+            series.setdefault(str(header.get("SeriesInstanceUID")), []).append(header)
     return list(series.values())
+
+
+def _ct_header(file: Path) -> pydicom.Dataset | None:
+    """The header of a CT image; None of a localizer, another object, another file or a damaged one.
+
+    Values that are not of their type, as a weight of "70,5", are left out: pydicom could not copy them. It raises
+    exceptions of every kind. An image that cannot be read is not lost sight of: its slice of the mask has no image.
+    """
+    try:
+        header = pydicom.dcmread(file, stop_before_pixels=True)
+        is_ct = header.SOPClassUID in (CTImageStorage, *MULTIFRAME_CLASSES)
+        if not is_ct or "LOCALIZER" in (header.get("ImageType") or ()):
+            return None
+    except Exception:
+        return None
+    for tag in list(header.keys()):
+        try:
+            header[tag]
+        except Exception:
+            del header[tag]
+    return header
 
 
 def _number(images: list[pydicom.Dataset]) -> int | None:
@@ -96,8 +110,8 @@ def _lay(mask: Mask, images: list[pydicom.Dataset]) -> MaskOnSeries:
         SeriesError: With the difference alone.
     """
     _check_complete(images)
-    rows, columns = images[0].Rows, images[0].Columns
     corners_mm = _corners_mm(images)
+    rows, columns = images[0].Rows, images[0].Columns
     frame_to_lps = np.eye(4)
     frame_to_lps[:3, 0] = (corners_mm[0, 1] - corners_mm[0, 0]) / columns
     frame_to_lps[:3, 1] = (corners_mm[0, 2] - corners_mm[0, 0]) / rows
@@ -134,9 +148,9 @@ def _lay(mask: Mask, images: list[pydicom.Dataset]) -> MaskOnSeries:
 
 def _check_complete(images: list[pydicom.Dataset]) -> None:
     """Raise SeriesError unless the images make one series that a segmentation can refer to."""
-    if lacking := [keyword for keyword in REQUIRED if not all(image.get(keyword) for image in images)]:
+    if lacking := [key for key in ("SOPInstanceUID", *SHARED) if not all(image.get(key) for image in images)]:
         raise SeriesError(f"an image has no {', '.join(lacking)}")
-    if len({(image.StudyInstanceUID, image.FrameOfReferenceUID, image.Rows, image.Columns) for image in images}) > 1:
+    if len({tuple(str(image[keyword].value) for keyword in SHARED) for image in images}) > 1:
         raise SeriesError("its images differ in size, study or frame of reference")
     if len(images) > 1 and any(image.SOPClassUID in MULTIFRAME_CLASSES for image in images):
         raise SeriesError(f"{len(images)} files, a multi-frame one among them: that must be the only one")
@@ -144,8 +158,8 @@ def _check_complete(images: list[pydicom.Dataset]) -> None:
 
 def _corners_mm(images: list[pydicom.Dataset]) -> np.ndarray:
     """(frame, corner, LPS): the first pixel's centre, and the centres one past the end of its row and of its column."""
-    corners = np.array([[0, 0], [images[0].Columns, 0], [0, images[0].Rows]])  # (column, row)
     try:
+        corners = np.array([[0, 0], [images[0].Columns, 0], [0, images[0].Rows]])  # (column, row)
         return np.array(
             [
                 PixelToReferenceTransformer.for_image(image, frame)(corners)
@@ -153,5 +167,5 @@ def _corners_mm(images: list[pydicom.Dataset]) -> np.ndarray:
                 for frame in range(1, image.get("NumberOfFrames", 1) + 1)
             ]
         )
-    except (AttributeError, IndexError, TypeError, ValueError):
+    except Exception:  # of the kind that the missing or damaged attribute brings
         raise SeriesError("an image has no position, orientation or pixel spacing") from None

@@ -47,7 +47,7 @@ NAMES = {  # by label: structure and, of a pair, side
     13: (codes.cid7192.Kidney, codes.cid244.Left),
 }
 
-# What highdicom refuses, and may print, where a value breaks a rule: copied from the CT as it is, behind its back.
+# highdicom refuses these where they break a rule, and may print them. It gets none; the CT's are copied as they are.
 IDENTITY = ("PatientID", "PatientName", "PatientBirthDate", "PatientSex", "ReferringPhysicianName")
 IDENTITY += ("StudyID", "StudyDate", "StudyTime", "AccessionNumber", "SpecificCharacterSet")
 
@@ -66,28 +66,34 @@ def segmentation(on_series: MaskOnSeries, organs: Sequence[Organ], version: str)
         organs: A segment each, in this order; voxels of others are background.
         version: Of the algorithm: what tells its weights.
 
+    Raises:
+        SeriesError: A header is too damaged.
     """
     segment_numbers = np.zeros(NUM_CLASSES, np.uint8)  # by label; the standard wants them from 1 without a gap
     segment_numbers[[organ.label for organ in organs]] = range(1, len(organs) + 1)
     algorithm = hd.AlgorithmIdentificationSequence(ALGORITHM, codes.cid7162.ArtificialIntelligence, version)
-    made = Segmentation(
-        source_images=_acceptable(on_series),
-        pixel_array=segment_numbers[on_series.labels],
-        segmentation_type="BINARY",
-        segment_descriptions=[_segment(number, organ, algorithm) for number, organ in enumerate(organs, 1)],
-        series_instance_uid=hd.UID(),
-        series_number=SERIES_NUMBER,
-        series_description="Abdominal organs (automatic)",
-        sop_instance_uid=hd.UID(),
-        instance_number=1,
-        manufacturer="Research software",
-        manufacturer_model_name=ALGORITHM,
-        software_versions=version,
-        device_serial_number="none",
-        content_label="ABDOMINAL_ORGANS",
-        content_description="For research only, not for diagnosis",
-    )
     source = on_series.images[0]
+    try:
+        made = Segmentation(
+            source_images=_acceptable(on_series),
+            pixel_array=segment_numbers[on_series.labels],
+            segmentation_type="BINARY",
+            segment_descriptions=[_segment(number, organ, algorithm) for number, organ in enumerate(organs, 1)],
+            series_instance_uid=hd.UID(),
+            series_number=SERIES_NUMBER,
+            series_description="Abdominal organs (automatic)",
+            sop_instance_uid=hd.UID(),
+            instance_number=1,
+            manufacturer="Research software",
+            manufacturer_model_name=ALGORITHM,
+            software_versions=version,
+            device_serial_number="none",
+            content_label="ABDOMINAL_ORGANS",
+            content_description="For research only, not for diagnosis",
+        )
+    except Exception as error:  # its text may hold a patient's data
+        cause = f"highdicom cannot refer to this header ({type(error).__name__})"
+        raise SeriesError(f"{source.filename}: {cause}") from error
     if "SpecificCharacterSet" in source:
         made.SpecificCharacterSet = source.SpecificCharacterSet
     made.copy_patient_and_study_information(source)
@@ -166,22 +172,25 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def convert(arguments: argparse.Namespace) -> list[Organ]:
-    """Returns the organs that got a segment.
+def convert(mask_path: Path, series: Path, output: Path, series_number: int | None = None) -> list[Organ]:
+    """Write the segmentation of a mask; arguments are those of the command line.
+
+    Returns:
+        The organs that got a segment.
 
     Raises:
         MaskError, SeriesError: The mask or the series cannot be used, or they do not fit.
         OSError: A file cannot be read or written.
     """
-    mask = read_mask(arguments.mask)
+    mask = read_mask(mask_path)
     organs = organs_in(mask.labels)
     if not organs:
-        raise MaskError(f"{mask.path}: no organ in it, and a segmentation of nothing is not allowed")
-    on_series = lay_on_series(mask, arguments.series, arguments.series_number)
-    inputs = [mask.path, *(Path(image.filename) for image in on_series.images)]
-    if arguments.output.resolve() in [path.resolve() for path in inputs]:
-        raise SeriesError(f"{arguments.output}: would replace what it is made from")
-    write(segmentation(on_series, organs, weights_of(mask.path)), arguments.output)
+        raise MaskError(f"{mask_path}: no organ in it, and a segmentation of nothing is not allowed")
+    on_series = lay_on_series(mask, series, series_number)
+    inputs = [mask_path, *(Path(image.filename) for image in on_series.images)]
+    if output.resolve() in [path.resolve() for path in inputs]:
+        raise SeriesError(f"{output}: would replace what it is made from")
+    write(segmentation(on_series, organs, weights_of(mask_path)), output)
     return organs
 
 
@@ -190,7 +199,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse_arguments(argv)
     try:
         with warnings.catch_warnings(action="ignore"):  # pydicom's repeat what is in the headers, of patients too
-            organs = convert(arguments)
+            organs = convert(arguments.mask, arguments.series, arguments.output, arguments.series_number)
     except (MaskError, SeriesError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return ERROR_EXIT
