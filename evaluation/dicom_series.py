@@ -81,22 +81,15 @@ def _find_series(path: Path) -> list[list[pydicom.Dataset]]:
 def _ct_header(file: Path) -> pydicom.Dataset | None:
     """The header of a CT image; None of a localizer, another object, another file or a damaged one.
 
-    Values that are not of their type, as a weight of "70,5", are left out: pydicom could not copy them. It raises
-    exceptions of every kind. An image that cannot be read is not lost sight of: its slice of the mask has no image.
+    A damaged image is not lost sight of: its slice of the mask has no image.
     """
     try:
         header = pydicom.dcmread(file, stop_before_pixels=True)
+        list(header)  # decodes every element, and so finds the damaged ones
         is_ct = header.SOPClassUID in (CTImageStorage, *MULTIFRAME_CLASSES)
-        if not is_ct or "LOCALIZER" in (header.get("ImageType") or ()):
-            return None
-    except Exception:
+        return header if is_ct and "LOCALIZER" not in (header.get("ImageType") or ()) else None
+    except Exception:  # pydicom raises every kind
         return None
-    for tag in list(header.keys()):
-        try:
-            header[tag]
-        except Exception:
-            del header[tag]
-    return header
 
 
 def _number(images: list[pydicom.Dataset]) -> int | None:

@@ -62,10 +62,14 @@ def mask_of(series, path, labels=None):
     return save_mask(path, np.ascontiguousarray(labels.T), affine_of(series))
 
 
+def program(name):
+    found = shutil.which(name) or shutil.which(name, path=Path(sys.executable).parent)
+    return found or pytest.skip(f"{name} is not installed")
+
+
 def dcm2niix_mask(dicom, folder):
     """As made from the CT that dcm2niix lays out."""
-    program = shutil.which("dcm2niix", path=Path(sys.executable).parent)
-    subprocess.run([program, "-f", "ct", "-o", folder, dicom], check=True, capture_output=True)
+    subprocess.run([program("dcm2niix"), "-f", "ct", "-o", folder, dicom], check=True, capture_output=True)
     ct = nibabel.load(folder / "ct.nii")
     return save_mask(folder / "mask.nii.gz", labels_of(np.asarray(ct.dataobj)), ct.affine)
 
@@ -144,6 +148,14 @@ def test_a_multiframe_image_may_say_everything_frame_by_frame(tmp_path):
     check_frames(convert(mask_of(SERIES["axial"], tmp_path / "mask.nii.gz"), path), [path])
 
 
+def test_orientations_may_differ_in_their_last_digit(tmp_path):
+    paths = Series().write(tmp_path / "dicom")
+    image = pydicom.dcmread(paths[2])
+    image.ImageOrientationPatient = [1, 1e-7, 0, 0, 1, 0]
+    image.save_as(paths[2])
+    check_frames(convert(mask_of(Series(), tmp_path / "mask.nii.gz"), tmp_path / "dicom"), paths)
+
+
 TURNS = [
     np.column_stack([axes, signs])
     for axes in itertools.permutations(range(3))
@@ -170,11 +182,6 @@ def test_highdicom_reads_back_the_mask_of_each_image(tmp_path):
     images = [pydicom.dcmread(path) for path in paths]
     labels = seg.get_pixels_by_source_instance([image.SOPInstanceUID for image in images], combine_segments=True)
     np.testing.assert_array_equal(labels, [labels_of(image.pixel_array + INTERCEPT_HU) for image in images])
-
-
-def program(name):
-    found = shutil.which(name) or shutil.which(name, path=Path(sys.executable).parent)
-    return found or pytest.skip(f"{name} is not installed")
 
 
 def test_dcmqi_reads_back_the_mask_with_names_and_colours(tmp_path):
@@ -256,6 +263,7 @@ def test_organs_that_are_not_there_are_left_out_and_named(tmp_path, capsys):
     assert line.startswith("not in the mask, left out: liver, right kidney, pancreas") and "spleen" not in line
 
 
+@pytest.mark.filterwarnings("error")  # pydicom's warnings repeat the value
 @pytest.mark.parametrize(
     ("character_set", "name"),
     [("ISO_IR 100", "Erfunden^Jörg"), ("GB18030", "测试^虚构"), ("ISO_IR 192", "Inventé^Œuvre=虚构")],
@@ -273,8 +281,9 @@ def test_patient_and_study_are_the_series_own_and_not_printed(tmp_path, capfd, c
     identity = {"SpecificCharacterSet": character_set, "PatientName": name, **odd}
     with pydicom.config.disable_value_validation():
         Series(tags=identity).write(tmp_path / "dicom")
-        convert(mask_of(Series(), tmp_path / "mask.nii.gz"), tmp_path / "dicom")
-        assert capfd.readouterr() == ("", "")
+    convert(mask_of(Series(), tmp_path / "mask.nii.gz"), tmp_path / "dicom")
+    assert capfd.readouterr() == ("", "")
+    with pydicom.config.disable_value_validation():
         seg = pydicom.dcmread(tmp_path / "seg.dcm")
         assert {keyword: str(seg[keyword].value) for keyword in identity} == identity
         source = pydicom.dcmread(next((tmp_path / "dicom").iterdir()))
@@ -289,7 +298,7 @@ def test_what_the_standard_lets_be_missing_may_be_missing(tmp_path):
     check_frames(convert(mask_of(Series(), tmp_path / "mask.nii.gz"), tmp_path / "dicom"), paths)
 
 
-def test_values_that_are_not_of_their_type_are_left_out(tmp_path):
+def test_values_that_are_not_of_their_type_do_no_harm(tmp_path):
     paths = Series(tags={"PatientWeight": 70.5}).write(tmp_path / "dicom")
     for path in paths:
         whole = path.read_bytes()
@@ -415,6 +424,13 @@ def test_a_series_that_is_not_the_masks_is_refused(tmp_path, capsys, series, dif
     mask = mask_of(Series(), tmp_path / "mask.nii.gz")
     line = refusal(capsys, mask, tmp_path / "dicom")
     assert line.startswith(f"error: {mask} does not lie on {tmp_path / 'dicom'}: series 1: ") and difference in line
+
+
+def test_the_slice_of_a_damaged_image_is_missed(tmp_path, capsys):
+    damaged = Series().write(tmp_path / "dicom")[1]
+    damaged.write_bytes(damaged.read_bytes().replace(b"\x28\0\x10\0US", b"\x28\0\x10\0\1\1"))  # VR of Rows
+    line = refusal(capsys, mask_of(Series(), tmp_path / "mask.nii.gz"), tmp_path / "dicom")
+    assert line.endswith("1 of the mask's 5 slices have no image")
 
 
 def test_frames_at_one_place_are_refused(tmp_path, capsys):
