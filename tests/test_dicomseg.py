@@ -428,7 +428,7 @@ def test_a_series_that_is_not_the_masks_is_refused(tmp_path, capsys, series, dif
 
 def test_the_slice_of_a_damaged_image_is_missed(tmp_path, capsys):
     damaged = Series().write(tmp_path / "dicom")[1]
-    damaged.write_bytes(damaged.read_bytes().replace(b"\x28\0\x10\0US", b"\x28\0\x10\0\1\1"))  # VR of Rows
+    damaged.write_bytes(damaged.read_bytes().replace(b"\x28\0\x10\0US", b"\x28\0\x10\0Ub"))  # no type of value
     line = refusal(capsys, mask_of(Series(), tmp_path / "mask.nii.gz"), tmp_path / "dicom")
     assert line.endswith("1 of the mask's 5 slices have no image")
 
