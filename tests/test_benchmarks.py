@@ -14,7 +14,7 @@ from app.__main__ import WEIGHTS, main
 from app.body import body_box
 from app.weights import load_weights
 from benchmarks import cold_case, network, plain, plot, process, scaling, scan
-from benchmarks.machine import cpu_flags, result_path
+from benchmarks.machine import cpu_flags, dtypes, result_path
 from evaluation import study
 from tests.scans import mask_array, save_ct, smooth_hu
 
@@ -236,14 +236,14 @@ def test_network(tmp_path, weights_path, monkeypatch):
     monkeypatch.setattr(network, "seconds", lambda *_: 0.5)
     network.main(options)
     result = json.loads(output.read_text())
-    assert len(result["measurements"]) == 2 * 5 * 2
+    assert len(result["measurements"]) == len(dtypes("cpu")) * 5 * 2
     assert [measured["slices_per_s"] for measured in result["measurements"][:2]] == [2, 4]
     assert result["matmul_tflops"]["float32"] == pytest.approx(2 * 100**3 / 0.5 / 1e12)
     tflops = 2 * result["slice_gflop"] / 1000
     assert result["measurements"][0]["peak_share"] == pytest.approx(tflops / result["matmul_tflops"]["float32"])
     table = table_cells(study.make("benchmark_network", tmp_path))
     assert table["slices a second"] == ["1 a pass", "2 a pass"]
-    assert len(table) == 2 + 10
+    assert len(table) == 2 + len(dtypes("cpu")) * 5
     assert [cell.split()[0] for cell in table["float32, as trained, NCHW"]] == ["2", "4"]
 
 
