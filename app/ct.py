@@ -3,7 +3,8 @@
 from dataclasses import replace
 from pathlib import Path
 
-from app.dicomseries import Series, read_series
+from app.dicomseries import Series
+from app.dicomvolume import read_series
 from app.hounsfield import doubts
 from app.volume import Volume, read_volume
 

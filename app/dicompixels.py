@@ -37,8 +37,6 @@ def read_planes(
     """
     if header.pixels is None:
         raise InputError("it has no pixels")
-    if header.unsigned("SamplesPerPixel", 1) != 1:
-        raise InputError("a colour image, not a CT")
     if header.items("ModalityLUTSequence"):
         raise InputError("its HU are given by a table (Modality LUT): not supported")
     plain = header.text("TransferSyntaxUID") in (IMPLICIT, EXPLICIT, BIG_ENDIAN)

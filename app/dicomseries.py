@@ -1,25 +1,15 @@
-"""DICOM series: which files are slices of which CT, and from them to a volume in memory."""
+"""Which DICOM files are slices of which CT series, and which are none."""
 
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO
 
-import numpy as np
-
-from app.dicomgrid import Frame, frames_of, grid_of
+from app.dicomgrid import Frame, frames_of
 from app.dicomheader import DicomHeader, read_dicom_header
-from app.dicompixels import read_planes
 from app.errors import InputError
-from app.gdcm import Decoder
-from app.geometry import geometry_of
-from app.nifti import mask_header_of
-from app.stream import chunks_of
-from app.volume import Volume, check_memory
 
 _DIRECTORY = "1.2.840.10008.1.3.10"  # DICOMDIR: what it lists is found without it
 _SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"  # and its multi-frame kinds, .1 to .4
@@ -107,6 +97,8 @@ def _kind(header: DicomHeader) -> str:
         return modality or "object without a modality"
     if header.pixels is None:
         return "CT object without an image"
+    if header.unsigned("SamplesPerPixel", 1) != 1:
+        return "colour image"
     return "localizer" if "LOCALIZER" in header.words("ImageType") else "CT slice"
 
 
@@ -120,83 +112,6 @@ def _not_a_volume(frames: list[Frame]) -> str:
     return "" if max(heights_mm) - min(heights_mm) > 0.1 else "image of a CT series at one place (a single slice)"
 
 
-def read_series(series: Series) -> Volume:
-    """Read a series, file by file, into a volume.
-
-    Returns:
-        The volume; its mask will lie as dcm2niix lays the CT. Its checksum is `series_sha256` of the files' own.
-
-    Raises:
-        InputError: A file is damaged or changes meanwhile, or the slices do not make a volume. One line that names
-            the folder, and the file if it is one file's fault.
-    """
-    try:
-        return _read(series)
-    except InputError as error:
-        cause = str(error)
-    except MemoryError:
-        cause = "not enough memory for its voxels"
-    raise InputError(f"{str(series.folder)!r}: {cause}")
-
-
 def series_sha256(sums: Iterable[str]) -> str:
     """One checksum of a series: SHA-256 of its files' hex digests, sorted, a line each. Names play no part."""
     return hashlib.sha256("\n".join(sorted(sums)).encode()).hexdigest()
-
-
-def _read(series: Series) -> Volume:
-    if series.damaged:
-        name = series.damaged[0].relative_to(series.folder)
-        raise InputError(
-            f"{len(series.damaged)} DICOM files that cannot be read, {str(name)!r} among them: lost slices?"
-        )
-    headers: list[DicomHeader] = []
-    frames: list[Frame] = []
-    states: list[os.stat_result] = []
-    for index, path in enumerate(series.files):
-        with _opened(path, series) as file:
-            states.append(os.fstat(file.fileno()))
-            headers.append(read_dicom_header(file))
-            frames += frames_of(headers[-1], index)
-    grid = grid_of(frames)
-    check_memory(grid.shape)
-    geometry, _ = geometry_of(grid.shape, grid.affine, mask_header_of(grid.shape, grid.affine))
-    hu = np.empty(geometry.shape, np.int16)
-    slices, filled = geometry.in_file_order(hu), np.zeros(len(grid.places), bool)
-    wanted = [[] for _ in series.files]  # of each file: (frame, its place k)
-    for k, place in enumerate(grid.places):
-        for frame in place:
-            wanted[frame.file].append((frame, k))
-    sums = []
-    with Decoder() as decoder:
-        for path, header, state, planes in zip(series.files, headers, states, wanted, strict=True):
-            with _opened(path, series) as file:
-                digest = hashlib.sha256()
-                for _ in chunks_of(file, digest):
-                    pass
-                sums.append(digest.hexdigest())
-                frames = [frame for frame, _ in planes]
-                for (_, k), plane in zip(planes, read_planes(path, file, header, frames, decoder), strict=True):
-                    upwards = plane[::-1]
-                    if filled[k] and not np.array_equal(slices[k], upwards):
-                        raise InputError("another image of the series lies at the same place: several scans in one?")
-                    slices[k], filled[k] = upwards, True
-                after = os.fstat(file.fileno())
-                if (after.st_size, after.st_mtime_ns) != (state.st_size, state.st_mtime_ns):
-                    raise InputError("the file changed while it was read")
-    return Volume(hu, geometry, grid.warnings, series_sha256(sums), tuple(sorted(sums)))
-
-
-@contextmanager
-def _opened(path: Path, series: Series) -> Iterator[BinaryIO]:
-    """A file of the series, open; what goes wrong with it is said under its name."""
-    try:
-        with open(path, "rb") as file:
-            yield file
-    except InputError as error:
-        cause = str(error)
-    except OSError as error:
-        cause = error.strerror or type(error).__name__
-    else:
-        return
-    raise InputError(f"{str(path.relative_to(series.folder))!r}: {cause}")

@@ -275,7 +275,7 @@ def test_dicom_that_cannot_be_read_is_a_case_that_fails(tmp_path):
     (tmp_path / "in" / "damaged.dcm").write_bytes(b"\0" * 128 + b"DICM" + b"\x02")
     (case,) = find_cases([tmp_path / "in"], tmp_path / "out")
     assert case.name == "in"
-    with pytest.raises(InputError, match=r"1 DICOM files that cannot be read, 'damaged\.dcm' among them"):
+    with pytest.raises(InputError, match=r"1 files that cannot be read, 'damaged\.dcm' among them"):
         read_ct(case.source)
 
 

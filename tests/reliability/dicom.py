@@ -22,7 +22,8 @@ import numpy as np
 import psutil
 import pydicom
 
-from app.dicomseries import find_series, read_series
+from app.dicomseries import find_series
+from app.dicomvolume import read_series
 from app.errors import InputError
 from tests.dicom_series import Series
 from tests.hostile import flip_bits

@@ -23,7 +23,8 @@ from pydicom.uid import (
 )
 
 import app.gdcm
-from app.dicomseries import find_series, read_series, series_sha256
+from app.dicomseries import find_series, series_sha256
+from app.dicomvolume import read_series
 from app.errors import InputError
 from app.maskfile import write_mask
 from tests.dicom_series import AXIAL, CORONAL, ORIGIN_MM, SAGITTAL, SPACING_MM, Series, distinct_hu
@@ -171,7 +172,7 @@ def test_what_makes_no_even_volume_is_refused(tmp_path, series, cause):
         ({"ImageOrientationPatient": [1, 0, 0, 1, 0, 0]}, "is not two directions at a right angle"),
         ({"PixelSpacing": [0.8, 0]}, "its PixelSpacing is not positive"),
         ({"ImagePositionPatient": None}, "it has no ImagePositionPatient: where it lies is not known"),
-        ({"SamplesPerPixel": 3}, "a colour image"),
+        ({"SamplesPerPixel": 3}, "slices are missing (1)"),
         ({"PixelData": b"\0\0"}, "truncated: 2 of the 1536 bytes of its pixels"),
         ({"BitsAllocated": 32}, "pixels of 16 bits in 32"),
     ],
@@ -222,6 +223,7 @@ def test_what_is_no_slice_of_an_axial_volume_is_passed_over(tmp_path):
         9: {"hu": distinct_hu(1)},
         10: {"tags": {"ImagePositionPatient": None}},
         11: {"tags": {"PixelData": None}},
+        12: {"tags": {"SamplesPerPixel": 3}},
     }
     others = [path for number, kind in kinds.items() for path in Series(number=number, **kind).write(tmp_path / "in")]
     (series,), passed_over = find_series(wanted + others)
@@ -235,6 +237,7 @@ def test_what_is_no_slice_of_an_axial_volume_is_passed_over(tmp_path):
         "image of a CT series at one place (a single slice)": 1,
         "CT image without a position": 5,
         "CT object without an image": 5,
+        "colour image": 5,
     }
 
 
@@ -242,7 +245,7 @@ def test_files_that_cannot_be_read_are_not_passed_over(tmp_path):
     files = Series().write(tmp_path / "in")
     cut = tmp_path / "in" / "cut"
     cut.write_bytes(files[4].read_bytes()[:300])
-    assert "1 DICOM files that cannot be read, 'cut' among them: lost slices?" in refusal([*files[:4], cut])
+    assert "1 files that cannot be read, 'cut' among them: lost slices?" in refusal([*files[:4], cut])
     alone = tmp_path / "alone" / "cut"
     alone.parent.mkdir()
     shutil.copy(cut, alone)
@@ -384,7 +387,8 @@ def test_a_file_that_changes_or_goes_is_refused(tmp_path, monkeypatch):
 def test_reading_needs_the_volume_and_little_more(tmp_path):
     Series(hu=np.random.default_rng(0).integers(-1000, 1000, (60, 512, 256)).astype(np.int16)).write(tmp_path / "in")
     code = (
-        "import pathlib, resource, sys; from app.dicomseries import find_series, read_series\n"
+        "import pathlib, resource, sys\n"
+        "from app.dicomseries import find_series; from app.dicomvolume import read_series\n"
         "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024\n"
         "(series,), _ = find_series(pathlib.Path(sys.argv[1]).iterdir())\n"
         "before = peak(); volume = read_series(series); print(peak() - before, volume.hu.nbytes)\n"
