@@ -1,4 +1,4 @@
-"""What the Markdown files say exists: links, anchors, commands with their options, names in the code, fields of run.json."""
+"""What the Markdown files say exists: links, commands and options, names in the code, fields of run.json."""
 
 import json
 import re
@@ -61,7 +61,8 @@ def test_options_exist(module, monkeypatch, capsys):
             for flag in re.findall(r"(?<!\S)--?[a-z][\w-]*", arguments.partition(" -- ")[0])]  # fmt: skip
     if not used:
         return
-    place = f"{module}.__main__" if find_spec(module).submodule_search_locations else module
+    package = find_spec(module).submodule_search_locations is not None
+    place = f"{module}.__main__" if package else module
     monkeypatch.setattr(sys, "argv", [module, "--help"])
     monkeypatch.delitem(sys.modules, place, raising=False)
     with pytest.raises(SystemExit):
