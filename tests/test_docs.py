@@ -51,7 +51,7 @@ def test_links_lead_somewhere(page):
 def test_commands_exist(page):
     for module in re.findall(r"python3? -m ([a-z][\w.]*\w)", PAGES[page]):
         assert find_spec(module), module
-    for script in re.findall(r"\bsh ([\w/]+\.sh)", PAGES[page]):
+    for script in re.findall(r"\bsh (\w[\w/]*\.sh)", PAGES[page]):
         assert script in TRACKED, script
 
 
@@ -74,7 +74,7 @@ def test_options_exist(module, monkeypatch, capsys):
 @pytest.mark.parametrize("page", PAGES)
 def test_names_stand_in_the_files_they_are_said_to(page):
     """`path.py` as a link, then a `name`: a function, class or constant of that file, or a method of its class."""
-    for link, dotted in re.findall(r"`\]\(([^)]*\.py)\) `([A-Za-z_][\w.]*)`", PAGES[page]):
+    for link, dotted in re.findall(r"`\]\(([^)]*\.py)\)\s+`([A-Za-z_][\w.]*)`", PAGES[page]):
         text = ((ROOT / page).parent / link).read_text()
         for name in dotted.split("."):
             assert re.search(rf"^\s*(def|class) {name}\b|^{name}\b.* = ", text, re.M), (link, name)
