@@ -17,6 +17,7 @@ from importlib import metadata
 from pathlib import Path
 
 from app.cases import Case, find_cases, input_sha256, shard
+from app.cpus import usable_cpus
 from app.ct import read_ct
 from app.errors import InputError, UsageError
 from app.maskfile import remove_stale_temporaries
@@ -196,7 +197,7 @@ def _load(options, record: RunRecord):
     """The network on its device; notes both in the record."""
     import torch
 
-    from app.device import DeviceError, choose_device, compute_dtype, processor, usable_cpus
+    from app.device import DeviceError, choose_device, compute_dtype, processor
     from app.segment import Segmenter
     from app.weights import load_weights
 

@@ -1,8 +1,6 @@
-"""Where the network runs: device, number format, threads, and how many slices fit the memory budget."""
+"""Where the network runs: device, number format, and how many slices fit the memory budget."""
 
 import logging
-import math
-import os
 import platform
 from pathlib import Path
 
@@ -67,24 +65,6 @@ def compute_dtype(device: torch.device) -> torch.dtype:
         return torch.float16
     has_bfloat16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return torch.bfloat16 if has_bfloat16 else torch.float32
-
-
-def usable_cpus() -> int:
-    """CPUs that this process may use: its affinity, and its control group's quota rounded up."""
-    affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, math.ceil(min(affinity, _cgroup_quota())))
-
-
-def _cgroup_quota(root: Path = Path("/sys/fs/cgroup")) -> float:
-    """CPUs granted by the control group (v2, then v1); infinity if unlimited or unknown."""
-    for files in (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):
-        try:
-            quota, period = " ".join((root / file).read_text() for file in files).split()
-            if quota not in ("max", "-1"):
-                return float(quota) / float(period)
-        except (OSError, ValueError, ZeroDivisionError):
-            continue
-    return math.inf
 
 
 def slices_per_step(device: torch.device, budget_mib: int, slice_px: int) -> int:

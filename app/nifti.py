@@ -164,8 +164,13 @@ def _affine(field, qfac: float, pixdim: list[float]) -> tuple[np.ndarray, tuple[
     if np.abs(np.linalg.norm(chosen[:, :3], axis=0) / pixdim - 1).max() > 0.01:
         warnings.append(f"{name} and pixdim disagree on the voxel spacing: the {name} is used")
     affine = np.eye(4)
-    affine[:3] = chosen * _MM_PER_UNIT.get(field("B", 123)[0] & 7, 1.0)
+    affine[:3] = chosen * mm_per_unit(field("B", 123)[0])
     return affine, tuple(warnings)
+
+
+def mm_per_unit(xyzt_units: int) -> float:
+    """Length of the header's unit of space, by its field of that name."""
+    return _MM_PER_UNIT.get(xyzt_units & 7, 1.0)
 
 
 def _rotation(quaternion: tuple[float, float, float], qfac: float) -> np.ndarray:

@@ -19,7 +19,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from app.labels import ORGANS
+from app.progress import one_line
 from evaluation import paper
+from evaluation.output import say, write_text
 
 ROOT = Path(__file__).resolve().parents[1]
 FILES = ("README.md", "docs/results.md", "docs/reliability.md", "benchmarks/README.md")
@@ -38,7 +40,7 @@ def crossvalidation(result: dict) -> str:
     organs = _scored(ours)
     rows = [[organ, _mean_and_sd(ours[organ]), *_paper(organ)] for organ in organs]
     rows.append(["**Average**", f"**{ours['mean']['mean']:.3f}**", *_paper_average(organs)])
-    patients = sorted(name for fold in result["folds"] for name in fold["dsc"])
+    patients = sorted(one_line(name) for fold in result["folds"] for name in fold["dsc"])
     table = _markdown(["DSC", "ours, held-out patients", *_PAPER_HEADS], rows)
     return (
         f"{table}\n{_not_scored(organs)}Ours: {len(patients)} patients ({', '.join(patients)}) whom the scored network "
@@ -325,7 +327,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if not (arguments.write or arguments.check):
             for name in TABLES:
-                print(f"{name}\n\n{make(name, arguments.results) or 'no result file yet'}")
+                for line in [name, "", *(make(name, arguments.results) or "no result file yet").split("\n")]:
+                    say(line)
             return 0
         stale = []
         for path in files:
@@ -337,14 +340,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             if after != before:
                 stale.append(str(path))
                 if arguments.write:
-                    path.write_text(after, encoding="utf-8", newline="\n")
+                    write_text(path, after)
     except (StudyError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        say(f"error: {error}", sys.stderr)
         return ERROR_EXIT
     if arguments.check and stale:
-        print(
-            f"error: tables out of date, run `python -m evaluation.study --write`: {', '.join(stale)}", file=sys.stderr
-        )
+        say(f"error: tables out of date, run `python -m evaluation.study --write`: {', '.join(stale)}", sys.stderr)
         return STALE_EXIT
     return 0
 

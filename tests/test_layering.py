@@ -15,7 +15,7 @@ PACKAGES = {"torch", "SimpleITK", "numpy", "scipy", "pynvml", "psutil"}  # of re
 # Data flows ct -> preprocess -> segment(network, weights) -> postprocess -> maskfile; `pipeline` joins the stages.
 MAY_IMPORT = {
     # no module of ours
-    **dict.fromkeys(("errors", "formats", "gdcm", "geometry", "hounsfield", "labels"), ""),
+    **dict.fromkeys(("cpus", "errors", "formats", "gdcm", "geometry", "hounsfield", "labels"), ""),
     **dict.fromkeys(("device", "monitor", "preprocess", "progress", "readahead", "record", "resample"), ""),
     # reading and writing
     "dicomheader": "errors",
@@ -41,7 +41,8 @@ MAY_IMPORT = {
     "segment": "body device network postprocess preprocess weights",
     # all together
     "pipeline": "cases errors labels maskfile monitor postprocess preprocess preview resample segment volume",
-    "__main__": "cases ct device errors maskfile monitor pipeline progress readahead record segment volume weights",
+    "__main__": "cases cpus ct device errors maskfile monitor pipeline progress readahead record segment volume "
+    "weights",
     "__init__": "",
 }
 

@@ -11,6 +11,7 @@ import torch
 
 from app.labels import ORGANS
 from app.record import file_sha256
+from evaluation.output import write_text
 from evaluation.paper import TABLE_3
 from evaluation.study import crossvalidation
 
@@ -171,7 +172,7 @@ def main() -> None:
     content = torch.load(arguments.weights, map_location="cpu", weights_only=True)
     sha256 = file_sha256(arguments.weights)
     scores = json.loads(arguments.scores.read_text())
-    arguments.output.write_text(card(content, sha256, arguments.weights.name, scores))
+    write_text(arguments.output, card(content, sha256, arguments.weights.name, scores))
 
 
 if __name__ == "__main__":

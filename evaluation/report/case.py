@@ -11,11 +11,11 @@ from app.errors import InputError
 from app.geometry import Geometry
 from app.labels import ORGANS
 from app.record import file_sha256
-from evaluation.accuracy import Score, Scores, score_files
 from evaluation.masks import Mask, MaskError, check_same_grid, read_mask
 from evaluation.report.plausible import mark, plausible_ml
 from evaluation.report.run import CaseRecord
 from evaluation.report.views import Picture, Scan, organ_strip, overviews
+from evaluation.scoring import Score, Scores, score_files
 
 
 class OrganVolume(NamedTuple):

@@ -63,7 +63,7 @@ def find_run(path: Path) -> Path:
         raise ReportError(f"{path}: no such folder; give a run's log folder or an outputs folder")
     if (path / "run.json").is_file():
         return path
-    records = sorted(path.glob("logs/*/run.json"), key=lambda record: (record.stat().st_mtime_ns, record))
+    records = sorted(path.glob("logs/[!.]*/run.json"), key=lambda record: (record.stat().st_mtime_ns, record))
     if not records:
         raise ReportError(f"{path}: no run.json here or in logs/*/; give a run's log folder or an outputs folder")
     return records[-1].parent
@@ -94,7 +94,7 @@ def read_run(path: Path, inputs: Path | None = None) -> Run:
 
 
 def _outside_s(outputs: Path, content: dict) -> float | None:
-    for path in outputs.glob("efficiency/*.json"):
+    for path in outputs.glob("efficiency/[!.]*.json"):
         try:
             measured = json.loads(path.read_text(encoding="utf-8"))
             if measured["program_s"] is not None and measured["program_s"] == content["monitor"]["duration_s"]:
