@@ -55,6 +55,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         help="for all this process takes on the GPU, CUDA context included (default: %(default)s)")  # fmt: skip
     add("--monitor-interval-s", type=_positive(float), metavar="S", default=0.1,
         help="time between samples of memory and CPU use (default: %(default)s)")  # fmt: skip
+    add("--every-slice", action="store_true", help="give the network every slice, not slabs of thin ones, as the paper")
     add("--resume", action="store_true", help="skip cases whose mask is there, made from this input by these weights")
     add("--shard", metavar="K/N", default="0/1", help="only every Nth case from the Kth; K = 0 .. N-1")
     add("--preview", action="store_true", help="a picture of each mask over its CT, beside the logs")
@@ -131,7 +132,7 @@ def _open_record(outputs: Path) -> RunRecord:
 
 def _run(cases: list[Case], options, monitor: ResourceMonitor, progress: Progress, record: RunRecord) -> int:
     start_s = time.perf_counter()
-    finished = finished_masks(options.outputs) if options.resume else {}
+    finished = finished_masks(options.outputs, options.every_slice) if options.resume else {}
     weights_sha256 = file_sha256(options.weights) if finished else None
 
     def read(case: Case) -> Volume | None:
@@ -205,14 +206,14 @@ def _load(options, record: RunRecord):
     device = choose_device(options.device)
     weights = load_weights(options.weights)
     try:
-        segmenter = Segmenter(weights, device, options.gpu_budget_mib)
+        segmenter = Segmenter(weights, device, options.gpu_budget_mib, options.every_slice)
     except torch.OutOfMemoryError:
         problem = "the network does not fit the GPU's free memory"
         if options.device == "cuda":
             raise DeviceError(f"--device cuda: {problem}") from None
         log.warning("THE GPU IS NOT USED: %s. Going on, slower, on the CPU.", problem)
         device = torch.device("cpu")
-        segmenter = Segmenter(weights, device, options.gpu_budget_mib)
+        segmenter = Segmenter(weights, device, options.gpu_budget_mib, options.every_slice)
     record.content.update(
         command=sys.argv,
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else processor(),

@@ -1,11 +1,13 @@
-"""The door for a CT: whatever it comes as, its voxels are checked to be HU, the same for training and inference."""
+"""The door for a CT, the same for training and inference: whatever it comes as, its voxels are HU, its spacing mm."""
 
 from dataclasses import replace
 from pathlib import Path
 
 from app.dicomseries import Series
 from app.dicomvolume import read_series
+from app.errors import InputError
 from app.hounsfield import doubts
+from app.spacing import checked_spacing
 from app.volume import Volume, read_volume
 
 
@@ -16,4 +18,9 @@ def read_ct(source: Path | Series) -> Volume:
         source: An image file, or a DICOM series.
     """
     volume = read_series(source) if isinstance(source, Series) else read_volume(source)
-    return replace(volume, warnings=volume.warnings + doubts(volume.hu))
+    try:
+        geometry, warnings = checked_spacing(volume.geometry)
+    except InputError as error:
+        place = source.folder if isinstance(source, Series) else source
+        raise InputError(f"{str(place)!r}: {error}") from None
+    return replace(volume, geometry=geometry, warnings=volume.warnings + warnings + doubts(volume.hu))

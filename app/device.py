@@ -13,7 +13,8 @@ MIB = 1 << 20
 # has measured yet: it fills the card's processors and stays far below the budget.
 MAX_SLICES_PER_STEP = {"cuda": 8, "cpu": 2}
 # Counted in half precision, the decoder holds its upsampled features and their concatenation at once: about 80 bytes
-# a pixel. The rest is for cuDNN's workspaces, and for deciding on labels where all neighbours disagree.
+# a pixel. The rest is for cuDNN's workspaces, and for deciding on labels where all neighbours disagree; of slabs, as
+# many slices at a time as there are slabs in a step, their interpolated logits 11 bytes a pixel.
 STEP_BYTES_PER_PX = 160
 CONTEXT_MIB = 700  # allowed for the CUDA context and cuDNN; in a container NVML cannot tell per process
 

@@ -17,7 +17,7 @@ from app.dicomseries import Series, series_sha256
 from app.errors import InputError
 from app.gdcm import Decoder
 from app.geometry import geometry_of
-from app.nifti import mask_header_of
+from app.maskheader import mask_header_of
 from app.stream import chunks_of
 from app.volume import Volume, check_memory
 

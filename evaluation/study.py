@@ -158,7 +158,7 @@ def network(result: dict) -> str:
 
 def scaling(result: dict) -> str:
     """Seconds and memory of whole processes by size of the scan."""
-    points = [*result["by_slices"], *result["by_size"]]
+    points = [*result["by_slices"], *result["by_size"], *result.get("by_thickness", [])]
     columns = {
         "wall_s": "seconds",
         "peak_rss_mib": "peak RSS, MiB",
@@ -256,7 +256,8 @@ def _stage(runs: Sequence[dict], name: str) -> str:
 
 def _size(result: dict) -> str:
     depth, height, width = result["shape_zyx"]
-    return f"{width}x{height}x{depth}"
+    thickness = f" of {result['slice_mm']:g} mm" if "slice_mm" in result else ""
+    return f"{width}x{height}x{depth}{thickness}"
 
 
 def _cpus(result: dict) -> str:

@@ -101,6 +101,16 @@ def test_scan_is_made_of_the_sources_slices(tmp_path, source, shape):
     np.testing.assert_array_equal(np.asarray(made.dataobj).T, expected)
 
 
+def test_thinner_slices_of_as_long_a_body(tmp_path, source):
+    path = tmp_path / "made.nii.gz"
+    scan.make_scan(path, (10, 64, 64), source, level=1, slice_mm=2.0)  # the source's are 5 mm
+    made, original = nib.load(path), nib.load(source)
+    for affine in (made.get_qform(), made.get_sform()):
+        np.testing.assert_allclose(affine, original.affine @ np.diag([1, 1, 2 / 5, 1]), rtol=1e-6)
+    z = [0, 0, 0, 1, 1, 2, 2, 2, 2, 2]  # where slices begin: at 0, 2, 4, 6 mm, and so on, back again from 15 mm
+    np.testing.assert_array_equal(np.asarray(made.dataobj).T, np.asarray(original.dataobj).T[z])
+
+
 def test_scan_of_another_type_is_refused(tmp_path):
     path = tmp_path / "float.nii.gz"
     nib.save(nib.Nifti1Image(np.zeros((2, 2, 2), np.float32), np.eye(4)), path)
@@ -245,18 +255,21 @@ def test_slice_flops():
 def test_scaling(tmp_path, source, weights_path):
     output = tmp_path / "benchmark_scaling.json"
     options = ["--threads", "1", "--slices", "2", "6", "--sizes", "64", "32", "--source", str(source)]
+    options += ["--slice-mm", "2.5", "1", "--length-mm", "10"]
     scaling.main([*options, "--weights", str(weights_path), "-o", str(output)])
     result = json.loads(output.read_text())
     assert [point["shape_zyx"] for point in result["by_slices"]] == [[2, 64, 64], [6, 64, 64]]
     assert [point["shape_zyx"] for point in result["by_size"]] == [[2, 32, 32]]
+    thin = [(point["shape_zyx"], point["slice_mm"], point["slices_per_slab"]) for point in result["by_thickness"]]
+    assert thin == [([4, 64, 64], 2.5, 1), ([10, 64, 64], 1, 3)]
     point = result["by_slices"][1]
     assert point["volumes_mib"] == pytest.approx(6 * 64 * 64 * 3 / 2**20)
     assert point["rest_mib"] == pytest.approx(point["peak_rss_mib"] - point["volumes_mib"])
     table = table_cells(study.make("benchmark_scaling", tmp_path))
-    assert list(table)[2:] == ["64x64x2", "64x64x6", "32x32x2"]
+    assert list(table)[2:] == ["64x64x2", "64x64x6", "32x32x2", "64x64x4 of 2.5 mm", "64x64x10 of 1 mm"]
     assert float(table["64x64x6"][0]) == pytest.approx(point["wall_s"], rel=0.01)
     assert len(table["64x64x6"]) == 4  # no card
-    for point in (*result["by_slices"], *result["by_size"]):
+    for point in (*result["by_slices"], *result["by_size"], *result["by_thickness"]):
         point["peak_gpu_mib"] = 654.0
     (tmp_path / "benchmark_scaling_cuda.json").write_text(json.dumps(result))
     assert table_cells(study.make("benchmark_scaling_cuda", tmp_path))["64x64x6"][-1] == "654"

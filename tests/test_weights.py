@@ -26,6 +26,7 @@ def test_what_export_writes_is_read(weights_path):
     weights = load_weights(weights_path)
     assert weights.sha256 == hashlib.sha256(weights_path.read_bytes()).hexdigest()
     assert (weights.frame_px, weights.spacing_mm, weights.switched_off) == (64, (0.5, 1.0), ())
+    assert weights.slice_mm == 3.0  # of files that do not say
     assert ("Background", *FLARE22) == CLASSES
 
 
@@ -154,6 +155,8 @@ def test_a_missing_file(tmp_path):
         ({"info": {"spacing_mm": [0.0, 0.5]}}, "spacing 0.0 to 0.5 mm"),
         ({"state_dict": {}}, "not a weights file of this program"),
         ({"state_dict": None}, "not a weights file of this program"),
+        ({"info": {"slice_mm": -1.0}}, "slice thickness of -1.0 mm"),
+        ({"info": {"slice_mm": float("nan")}}, "slice thickness of nan mm"),
         ({"info": {"spacing_mm": None}}, "not a weights file of this program"),
     ],
 )

@@ -23,7 +23,7 @@ from app.ct import read_ct
 from app.errors import InputError, UsageError
 from app.geometry import Geometry
 from app.labels import NUM_CLASSES
-from app.nifti import HEADER_BYTES, parse_nifti
+from app.nifti import parse_nifti
 from app.preprocess import clipped_statistics
 from app.record import file_sha256
 from app.resample import nearest_spacing, resample_in_plane, resampled_shape
@@ -145,7 +145,7 @@ def _checked_labels(labels: Volume, geometry: Geometry, annotated: tuple[int, ..
     if labels.hu.shape != geometry.shape:
         raise CaseError(f"the label map has {labels.hu.shape} voxels (z, y, x), its image {geometry.shape}")
     off_mm = np.abs(_corners_mm(labels.geometry) - _corners_mm(geometry)).max()
-    if off_mm > 0.5 * min(geometry.spacing_mm):
+    if off_mm > 0.5 * min(labels.geometry.spacing_mm):
         raise CaseError(f"the label map lies up to {off_mm:.1f} mm away from its image")
     values = np.unique(labels.hu)
     unknown = [int(value) for value in values if not 0 <= value < NUM_CLASSES]
@@ -163,7 +163,7 @@ def _listed(values: list[int]) -> str:
 
 def _corners_mm(geometry: Geometry) -> np.ndarray:
     """(2, 3): where the first and the last voxel of the reoriented array lie, RAS mm."""
-    header = parse_nifti(geometry.mask_header[:HEADER_BYTES])
+    header = parse_nifti(geometry.mask_header)
     last = np.array(header.shape) - 1  # k, j, i
     first = np.where(geometry.flips, last, 0)
     voxels = np.stack([first, last - first])[:, ::-1]  # i, j, k
