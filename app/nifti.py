@@ -122,13 +122,11 @@ def _form(header: np.ndarray) -> tuple[np.ndarray, list[str], list[str]]:
     Returns:
         The affine; what had to be repaired, so that the mask needs other fields than its CT has; what is doubtful.
     """
-    pixdim, quaternion, shift, sform = (  # as the mask's header can hold them: doubles beyond that are no geometry
-        header[name].astype(np.float32).astype(np.float64) for name in ("pixdim", "quaternion", "qoffset", "srow")
-    )
-    qfac, pixdim = pixdim[0], pixdim[1:4]
+    qfac, *pixdim = header["pixdim"][:4].tolist()
     no_spacing = "voxel spacing " + " x ".join(f"{size:g}" for size in pixdim) + " is not positive"
-    spaced = all(0 < size < math.inf for size in pixdim)  # also false for NaN
-    qform = np.column_stack([_rotation(*quaternion, qfac) * pixdim, shift])
+    spaced = all(0 < size < math.inf for size in np.float32(pixdim))  # also false for NaN; float32: the mask's numbers
+    shift, sform = header["qoffset"].astype(np.float64), header["srow"].astype(np.float64)
+    qform = np.column_stack([_rotation(*header["quaternion"].tolist(), qfac) * pixdim, shift])
     forms = {"sform": sform, "qform": qform}
     codes = {name: code for name in forms if (code := header[f"{name}_code"].item()) > 0}
     if not codes and spaced:
@@ -136,7 +134,7 @@ def _form(header: np.ndarray) -> tuple[np.ndarray, list[str], list[str]]:
         assumed = "no orientation in the header (sform and qform codes are 0): L, P, S assumed, as ITK does"
         return np.column_stack([LPS_TO_RAS * pixdim, np.zeros(3)]), [], [assumed]
 
-    good = [name for name in codes if np.isfinite(forms[name]).all() and is_invertible(forms[name])]
+    good = [name for name in codes if np.isfinite(np.float32(forms[name])).all() and is_invertible(forms[name])]
     if not spaced and "qform" in good:
         good.remove("qform")  # whether a negative size turns the axis round is read one way by nibabel, another by ITK
     if not good:

@@ -89,6 +89,14 @@ def test_mask_header_from_an_affine_has_it_in_both_forms(quaternion, mirrored, s
     assert written["magic"] == b"n+1"
 
 
+def test_a_sheared_mask_header_has_no_qform():
+    affine = TURNED.copy()
+    affine[1, 2] = 0.4
+    written = nib.Nifti1Header(mask_header_of((6, 5, 4), affine)[:348])
+    np.testing.assert_allclose(written.get_sform(), affine, rtol=1e-6)
+    assert (int(written["sform_code"]), int(written["qform_code"])) == (1, 0)
+
+
 @given(st.binary(min_size=348, max_size=348), st.sampled_from("<>"))
 def test_a_mask_header_keeps_every_byte_of_geometry(noise, order):
     raw = bytearray(noise)
@@ -192,6 +200,19 @@ def test_without_a_sound_geometry_it_is_refused(changes, cause, order):
     for version in (1, 2):
         with pytest.raises(InputError, match=cause):
             parse_nifti(damaged(changes, order, version))
+
+
+@pytest.mark.parametrize(
+    ("changes", "cause"),
+    [
+        ({"srow_z": (0, 0, 1e50, 0), "qform_code": 0}, "sform is singular"),
+        ({"pixdim": (1, 1, 1, 1e50, 1, 1, 1, 1), "sform_code": 0}, "not positive"),
+        ({"pixdim": (1, 1, 1, 1e-50, 1, 1, 1, 1), "sform_code": 0, "qform_code": 0}, "not positive"),
+    ],
+)
+def test_numbers_of_nifti_2_that_a_mask_cannot_hold_are_refused(changes, cause):
+    with pytest.raises(InputError, match=cause):
+        parse_nifti(damaged(changes, version=2))
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ import torch
 from app.device import compute_dtype
 from app.inference import segment_volume
 from app.segment import segment
+from benchmarks.machine import dtypes
 from tests.reliability.runs import masks
 from tests.reliability.scans import ABDOMEN, agreement, example_part, shipped_segmenter
 from tests.reliability.trial import ROOT, Row, main, row
@@ -56,7 +57,7 @@ def _bit_equal(folder: Path, runs: int, array: np.ndarray, affine: np.ndarray) -
 def _other_settings(hu: np.ndarray, spacing_mm: tuple[float, float, float]) -> Row:
     weights, cpu = shipped_segmenter().weights, torch.device("cpu")
     shipped_dtype = compute_dtype(cpu)
-    networks = {dtype: weights.network(cpu, dtype) for dtype in (torch.float32, torch.bfloat16)}
+    networks = {dtype: weights.network(cpu, dtype) for dtype in dtypes("cpu")}
     settings = [{"step": step} for step in (1, 2, 3, 4, 8, 12)]
     settings += [{"threads": threads} for threads in (1, 2, 3, 4)]
     settings += [{"dtype": dtype} for dtype in networks]
