@@ -47,12 +47,12 @@ def choose_device(name: str) -> torch.device:
 def _cuda_problem() -> str | None:
     """Why CUDA cannot be used, in one line; None if it can."""
     if torch.version.cuda is None:
-        return "this is a CPU build of torch; install the CUDA build (README, 'Drivers')"
+        return "this is a CPU build of torch; install the CUDA build (docs/images.md)"
     try:
         torch.zeros(1, device="cuda").add_(1).item()  # creates the context and runs a kernel
     except Exception as error:
         cause = (str(error) or type(error).__name__).splitlines()[0]
-        return f"torch {torch.__version__} (CUDA {torch.version.cuda}) cannot use it: {cause} (README, 'Drivers')"
+        return f"torch {torch.__version__} (CUDA {torch.version.cuda}) cannot use it: {cause} (docs/images.md)"
     return None
 
 

@@ -1,4 +1,4 @@
-"""The tables of README and model card, from committed result files: `python -m evaluation.study --write`.
+"""The tables of README, docs and benchmarks, from committed result files: `python -m evaluation.study --write`.
 
 `<!-- table: NAME -->` ... `<!-- end -->` in a Markdown file is filled with the table NAME; `--check` fails when
 one is out of date. NAME or NAME.PART is of the result file NAME.json, as these commands write it:
@@ -24,7 +24,7 @@ from evaluation import paper
 from evaluation.output import say, write_text
 
 ROOT = Path(__file__).resolve().parents[1]
-FILES = ("README.md", "benchmarks/README.md")
+FILES = ("README.md", "docs/results.md", "docs/reliability.md", "benchmarks/README.md")
 ERROR_EXIT, STALE_EXIT = 2, 1
 
 _BLOCK = re.compile(r"^(<!-- table: (\S+) -->\n)(.*?)^(<!-- end -->)$", re.MULTILINE | re.DOTALL)
