@@ -26,6 +26,8 @@ from evaluation.report.curves import stage_spans, waiting_s
 from evaluation.report.plausible import REFERENCES, mark, plausible_ml
 from evaluation.report.run import CaseRecord, find_run, read_run
 from evaluation.report.views import FALSE_NEGATIVE, FALSE_POSITIVE, Scan, displayed, organ_strip, overviews
+from tests.dicom_series import Series
+from tests.scans import save_ct, smooth_hu
 
 CT_DIR = Path(os.environ.get("FLARE22_CT_DIR", Path(__file__).resolve().parents[2] / "shared" / "ct"))
 AFFINE = np.diag([2.0, 2.0, 5.0, 1.0])
@@ -596,3 +598,21 @@ def test_real_organs_are_plausible():
         marks |= {(name, label): volume.mark for label, volume in volumes.items() if label != 12}
     assert marks["btcv0009", 3] == "large" and marks["btcv0023", 9] == "absent"
     assert sum(map(bool, marks.values())) < 0.05 * len(marks), {key: word for key, word in marks.items() if word}
+
+
+def test_dicom_and_folders_below_have_pictures_too(tmp_path, run_app):
+    inputs, outputs = tmp_path / "in", tmp_path / "out"
+    Series(hu=smooth_hu((3, 48, 64)), number=1).write(inputs / "study")
+    Series(hu=smooth_hu((3, 48, 64), seed=1), number=2).write(inputs / "study")
+    save_ct(inputs / "below" / "x.nii.gz")
+    assert run_app("--inputs", inputs, "--outputs", outputs, "--quiet").status == 0
+
+    def pictured(*arguments):
+        assert main([str(outputs), "-o", str(tmp_path / "r.html"), *map(str, arguments)]) == 0
+        page = (tmp_path / "r.html").read_text()
+        return [name for name in ("study_1", "study_2", "below_x") if f'alt="{name}' in page]
+
+    assert pictured() == ["study_1", "study_2", "below_x"]
+    inputs.rename(tmp_path / "elsewhere")
+    assert pictured() == []
+    assert pictured("--inputs", tmp_path / "elsewhere") == ["study_1", "study_2", "below_x"]

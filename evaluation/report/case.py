@@ -98,9 +98,9 @@ def _scan(record: CaseRecord, prediction: Mask, truth: Mask | None, annotated, n
         notes.append(f"no pictures: {error}")
         return None
     if record.sums.get("input", volume.sha256) != volume.sha256:
-        notes.append(f"{record.ct} is not the file that this run segmented: it has been changed since")
+        notes.append("its CT is not the one that this run segmented: it has been changed since")
     if volume.geometry.in_file_order(volume.hu).shape != prediction.labels.shape:
-        raise MaskError(f"{record.mask} and {record.ct} differ in shape: is this the mask of that CT?")
+        raise MaskError(f"{record.mask} and its CT differ in shape: is this the mask of that CT?")
     labels = _reoriented(prediction, volume.geometry)
     true = None
     if truth is not None:
