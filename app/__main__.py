@@ -17,6 +17,7 @@ from importlib import metadata
 from pathlib import Path
 
 from app.cases import Case, find_cases, input_sha256, shard
+from app.cpus import usable_cpus
 from app.ct import read_ct
 from app.errors import InputError, UsageError
 from app.maskfile import remove_stale_temporaries
@@ -54,6 +55,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         help="for all this process takes on the GPU, CUDA context included (default: %(default)s)")  # fmt: skip
     add("--monitor-interval-s", type=_positive(float), metavar="S", default=0.1,
         help="time between samples of memory and CPU use (default: %(default)s)")  # fmt: skip
+    add("--every-slice", action="store_true", help="give the network every slice, not slabs of thin ones, as the paper")
     add("--resume", action="store_true", help="skip cases whose mask is there, made from this input by these weights")
     add("--shard", metavar="K/N", default="0/1", help="only every Nth case from the Kth; K = 0 .. N-1")
     add("--preview", action="store_true", help="a picture of each mask over its CT, beside the logs")
@@ -130,7 +132,7 @@ def _open_record(outputs: Path) -> RunRecord:
 
 def _run(cases: list[Case], options, monitor: ResourceMonitor, progress: Progress, record: RunRecord) -> int:
     start_s = time.perf_counter()
-    finished = finished_masks(options.outputs) if options.resume else {}
+    finished = finished_masks(options.outputs, options.every_slice) if options.resume else {}
     weights_sha256 = file_sha256(options.weights) if finished else None
 
     def read(case: Case) -> Volume | None:
@@ -196,7 +198,7 @@ def _load(options, record: RunRecord):
     """The network on its device; notes both in the record."""
     import torch
 
-    from app.device import DeviceError, choose_device, compute_dtype, processor, usable_cpus
+    from app.device import DeviceError, choose_device, compute_dtype, processor
     from app.segment import Segmenter
     from app.weights import load_weights
 
@@ -204,14 +206,14 @@ def _load(options, record: RunRecord):
     device = choose_device(options.device)
     weights = load_weights(options.weights)
     try:
-        segmenter = Segmenter(weights, device, options.gpu_budget_mib)
+        segmenter = Segmenter(weights, device, options.gpu_budget_mib, options.every_slice)
     except torch.OutOfMemoryError:
         problem = "the network does not fit the GPU's free memory"
         if options.device == "cuda":
             raise DeviceError(f"--device cuda: {problem}") from None
         log.warning("THE GPU IS NOT USED: %s. Going on, slower, on the CPU.", problem)
         device = torch.device("cpu")
-        segmenter = Segmenter(weights, device, options.gpu_budget_mib)
+        segmenter = Segmenter(weights, device, options.gpu_budget_mib, options.every_slice)
     record.content.update(
         command=sys.argv,
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else processor(),

@@ -76,9 +76,14 @@ def parse_nifti(raw: bytes) -> Header:
         form, repairs, doubts = _form(header)
         mask_header = mask_header_like(header, form if repairs else None)
     affine = np.eye(4)
-    affine[:3] = form * _MM_PER_UNIT.get(header["xyzt_units"].item() & 7, 1.0)
+    affine[:3] = form * mm_per_unit(header["xyzt_units"].item())
     warnings = (*repairs, *doubts, *warnings)
     return Header(shape, dtype, slope, inter, affine, _offsets(header, raw), None, mask_header, warnings)
+
+
+def mm_per_unit(xyzt_units: int) -> float:
+    """Length of the header's unit of space, by its field of that name."""
+    return _MM_PER_UNIT.get(xyzt_units & 7, 1.0)
 
 
 def _scaling(slope: float, inter: float) -> tuple[float, float, list[str]]:

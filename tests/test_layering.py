@@ -12,11 +12,12 @@ ROOT = Path(__file__).resolve().parents[1]
 MODULES = {path.stem: ast.parse(path.read_text()) for path in sorted((ROOT / "app").glob("*.py"))}
 PACKAGES = {"torch", "SimpleITK", "numpy", "scipy", "pynvml", "psutil"}  # of requirements.txt
 
-# Data flows ct -> preprocess -> segment(network, weights) -> postprocess -> maskfile; `pipeline` joins the stages.
+# Data flows ct -> preprocess -> segment(network, weights) -> postprocess -> maskfile: `inference` joins what is done in
+# memory, `pipeline` puts files at both ends.
 MAY_IMPORT = {
     # no module of ours
-    **dict.fromkeys(("errors", "formats", "gdcm", "geometry", "hounsfield", "labels"), ""),
-    **dict.fromkeys(("device", "monitor", "preprocess", "progress", "readahead", "record", "resample"), ""),
+    **dict.fromkeys(("cpus", "errors", "formats", "gdcm", "geometry", "hounsfield", "labels"), ""),
+    **dict.fromkeys(("device", "monitor", "preprocess", "progress", "readahead", "record", "resample", "slabs"), ""),
     # reading and writing
     "dicomheader": "errors",
     "dicomgrid": "dicomheader errors geometry",
@@ -41,10 +42,12 @@ MAY_IMPORT = {
     "fuse": "network",
     "body": "network",
     "weights": "fuse labels network preprocess",
-    "segment": "body device network postprocess preprocess weights",
+    "inference": "postprocess preprocess resample slabs",
+    "segment": "body device inference network postprocess preprocess slabs weights",
     # all together
-    "pipeline": "cases labels maskfile monitor postprocess preprocess preview resample segment volume",
-    "__main__": "cases ct device errors maskfile monitor pipeline progress readahead record segment volume weights",
+    "pipeline": "cases labels maskfile monitor preview segment volume",
+    "__main__": "cases cpus ct device errors maskfile monitor pipeline progress readahead record segment volume "
+    "weights",
     "__init__": "",
 }
 

@@ -28,6 +28,7 @@ from app.preprocess import clipped_statistics
 from app.record import file_sha256
 from app.resample import nearest_spacing, resample_in_plane, resampled_shape
 from app.volume import Volume, read_volume
+from evaluation.organs import parse_organs
 from training.missing import mark_uncertain
 from training.store import Case, read_case, write_case
 
@@ -199,21 +200,6 @@ def shrink(hu: np.ndarray, labels: np.ndarray | None, factor: int) -> tuple[np.n
     return small, counts.argmax(axis=-1).astype(np.uint8)
 
 
-def parse_labels(text: str) -> tuple[int, ...]:
-    """ "1-11,13" to (1, ..., 11, 13).
-
-    Raises:
-        ValueError: Not that, or outside 1..13.
-    """
-    labels: set[int] = set()
-    for item in text.split(","):
-        first, _, last = item.partition("-")
-        labels |= set(range(int(first), int(last or first) + 1))
-    if not labels or not labels <= set(range(1, NUM_CLASSES)):
-        raise ValueError(text)
-    return tuple(sorted(labels))
-
-
 def _range(text: str) -> tuple[float, float]:
     low, high = map(float, text.split(","))
     if not 0 < low <= high:
@@ -265,7 +251,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--store", type=Path, required=True, help="made if absent, else added to")
     parser.add_argument("--cases", nargs="+", default=["*"], metavar="GLOB", help="names X to take (default: all)")
     parser.add_argument(
-        "--annotated", type=parse_labels, default=parse_labels("1-13"), metavar="1-11,13",
+        "--annotated", type=parse_organs, default="1-13", metavar="1-11,13",
         help="organs that the label maps annotate; others are left open where they may hide (default: 1-13)",
     )  # fmt: skip
     parser.add_argument("--suffix", default="", help="for the store's names, where a patient has several images")
