@@ -7,11 +7,11 @@ from typing import NamedTuple
 import numpy as np
 
 from app.labels import ORGANS
+from app.plausible import mark, plausible_ml
 from app.record import file_sha256
 from app.volume import Geometry, InputError, read_volume
 from evaluation.accuracy import Score, Scores, score_files
 from evaluation.masks import Mask, MaskError, check_same_grid, read_mask
-from evaluation.report.plausible import mark, plausible_ml
 from evaluation.report.run import CaseRecord
 from evaluation.report.views import Picture, Scan, organ_strip, overviews
 

@@ -22,6 +22,8 @@ class CaseRecord:
         seconds: Stage -> seconds.
         ct, mask: Where the files are now; None if they are not there any more.
         sums: SHA-256 that the run recorded of "input" and "mask"; absent if it recorded none.
+        quality: "ok", "look" or "implausible"; "" if the run recorded none.
+        reasons: Why, one line each.
     """
 
     name: str
@@ -32,6 +34,8 @@ class CaseRecord:
     ct: Path | None
     mask: Path | None
     sums: dict[str, str]
+    quality: str = ""
+    reasons: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -107,6 +111,7 @@ def _outside_s(outputs: Path, content: dict) -> float | None:
 def _case(entry: dict, outputs: Path, inputs: Path | None) -> CaseRecord:
     recorded = Path(entry["input"])
     found = [path for path in ([inputs / recorded.name] if inputs else []) + [recorded] if path.is_file()]
+    quality = entry.get("quality", {})
     masks = [path for path in (outputs / Path(entry["mask"]).name, Path(entry["mask"])) if path.is_file()]
     return CaseRecord(
         name=entry["name"],
@@ -117,6 +122,8 @@ def _case(entry: dict, outputs: Path, inputs: Path | None) -> CaseRecord:
         ct=found[0] if found else None,
         mask=masks[0] if masks else None,
         sums={kind: entry[f"{kind}_sha256"] for kind in ("input", "mask") if entry.get(f"{kind}_sha256")},
+        quality=quality.get("verdict", ""),
+        reasons=tuple(quality.get("reasons", ())),
     )
 
 
