@@ -10,9 +10,9 @@ from app.ct import read_ct
 from app.errors import InputError
 from app.geometry import Geometry
 from app.labels import ORGANS
+from app.plausible import mark, plausible_ml
 from app.record import file_sha256
 from evaluation.masks import Mask, MaskError, check_same_grid, read_mask
-from evaluation.report.plausible import mark, plausible_ml
 from evaluation.report.run import CaseRecord
 from evaluation.report.views import Picture, Scan, organ_strip, overviews
 from evaluation.scoring import Score, Scores, score_files
