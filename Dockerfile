@@ -1,7 +1,7 @@
 # CT in, organ mask out: docker build -t team .
 FROM debian:bookworm-slim
 
-# torch's version decides the CUDA generation and with it the oldest driver (README, "Drivers"); every version has a
+# torch's version decides the CUDA generation and with it the oldest driver (docs/images.md); every version has a
 # lock. Where pip's index has its CPU build too, the image gets that one.
 ARG TORCH_VERSION=2.13.0
 ARG PIP_INDEX_URL

@@ -16,7 +16,8 @@ from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 
-from app.cases import Case, find_cases, shard
+from app.cases import Case, find_cases, input_sha256, shard
+from app.cpus import usable_cpus
 from app.ct import read_ct
 from app.errors import InputError, UsageError
 from app.maskfile import remove_stale_temporaries
@@ -37,13 +38,15 @@ log = logging.getLogger("app")
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m app",
-        description="Segment 13 abdominal organs in CT: X_0000.nii.gz in, X.nii.gz out, in the same geometry.",
+        description="Segment 13 abdominal organs in CT: X_0000.nii.gz or a folder X of DICOM slices in, X.nii.gz out, "
+        "in the same geometry. Below a folder every CT is a case, named by its place: a/b/X.nii.gz gives a_b_X.nii.gz, "
+        "the DICOM series in a/b gives a_b.nii.gz; of several in one folder, a_b_<series number>.nii.gz each.",
         epilog="Exit status: 0 all done; 1 some case failed, the others are done; 2 wrong use; 130 Ctrl-C; "
         "143 SIGTERM. Logs are in OUTPUTS/logs/<run>/. For research use; not a medical device.",
     )
     add = parser.add_argument
     add("--inputs", type=Path, nargs="+", metavar="DIR_OR_FILE", default=[INPUTS],
-        help=f"CT files (.nii.gz, .nii, .mha, .nrrd) or folders of them (default: {INPUTS})")  # fmt: skip
+        help=f"CT files (.nii.gz, .nii, .mha, .nrrd, DICOM) or folders of them (default: {INPUTS})")  # fmt: skip
     add("--outputs", type=Path, metavar="DIR", default=Path("/workspace/outputs"),
         help="folder for masks and logs, made if absent (default: %(default)s)")  # fmt: skip
     add("--weights", type=Path, metavar="FILE", default=WEIGHTS, help="trained branch (default: the shipped one)")
@@ -52,6 +55,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         help="for all this process takes on the GPU, CUDA context included (default: %(default)s)")  # fmt: skip
     add("--monitor-interval-s", type=_positive(float), metavar="S", default=0.1,
         help="time between samples of memory and CPU use (default: %(default)s)")  # fmt: skip
+    add("--every-slice", action="store_true", help="give the network every slice, not slabs of thin ones, as the paper")
     add("--resume", action="store_true", help="skip cases whose mask is there, made from this input by these weights")
     add("--shard", metavar="K/N", default="0/1", help="only every Nth case from the Kth; K = 0 .. N-1")
     add("--preview", action="store_true", help="a picture of each mask over its CT, beside the logs")
@@ -85,12 +89,15 @@ def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
     signal.signal(signal.SIGTERM, _on_sigterm)
     try:
-        cases = shard(find_cases(options.inputs, options.outputs), options.shard)
+        notes: list[str] = []
+        cases = shard(find_cases(options.inputs, options.outputs, notes.append), options.shard)
         record = _open_record(options.outputs)
     except UsageError as error:
         print(f"error: {one_line(str(error))}", file=sys.stderr)
         return WRONG_USE
     progress = Progress(len(cases), options.quiet)
+    for line in notes:
+        log.info("%s", line)
     remove_stale_temporaries(options.outputs)
     status = None
     # Without a GPU to run on there is none to watch.
@@ -125,19 +132,19 @@ def _open_record(outputs: Path) -> RunRecord:
 
 def _run(cases: list[Case], options, monitor: ResourceMonitor, progress: Progress, record: RunRecord) -> int:
     start_s = time.perf_counter()
-    finished = finished_masks(options.outputs) if options.resume else {}
+    finished = finished_masks(options.outputs, options.every_slice) if options.resume else {}
     weights_sha256 = file_sha256(options.weights) if finished else None
 
     def read(case: Case) -> Volume | None:
         """The CT, or None if its mask is there already."""
         if case.name in finished:
             with monitor.stage("resume", case.name):
-                sums = (file_sha256(case.input), weights_sha256, file_sha256(case.mask))
+                sums = (input_sha256(case), weights_sha256, file_sha256(case.mask))
             if sums in finished[case.name]:
                 return None
         with monitor.stage("read", case.name):
             read_start_s = time.perf_counter()
-            volume = read_ct(case.input)
+            volume = read_ct(case.source)
             read_s[case.name] = round(time.perf_counter() - read_start_s, 3)
             return volume
 
@@ -157,6 +164,8 @@ def _run(cases: list[Case], options, monitor: ResourceMonitor, progress: Progres
         for case, reading in volumes:
             progress.start(case.name)
             entry = {"name": case.name, "input": str(case.input), "mask": str(case.mask)}
+            if case.series:
+                entry["series_number"] = case.series.number
             entry |= _attempt(case, reading, segmenter, options, monitor, progress, record)
             if case.name in read_s:
                 entry.get("seconds", {})["read"] = read_s.pop(case.name)
@@ -189,7 +198,7 @@ def _load(options, record: RunRecord):
     """The network on its device; notes both in the record."""
     import torch
 
-    from app.device import DeviceError, choose_device, compute_dtype, processor, usable_cpus
+    from app.device import DeviceError, choose_device, compute_dtype, processor
     from app.segment import Segmenter
     from app.weights import load_weights
 
@@ -197,14 +206,14 @@ def _load(options, record: RunRecord):
     device = choose_device(options.device)
     weights = load_weights(options.weights)
     try:
-        segmenter = Segmenter(weights, device, options.gpu_budget_mib)
+        segmenter = Segmenter(weights, device, options.gpu_budget_mib, options.every_slice)
     except torch.OutOfMemoryError:
         problem = "the network does not fit the GPU's free memory"
         if options.device == "cuda":
             raise DeviceError(f"--device cuda: {problem}") from None
         log.warning("THE GPU IS NOT USED: %s. Going on, slower, on the CPU.", problem)
         device = torch.device("cpu")
-        segmenter = Segmenter(weights, device, options.gpu_budget_mib)
+        segmenter = Segmenter(weights, device, options.gpu_budget_mib, options.every_slice)
     record.content.update(
         command=sys.argv,
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else processor(),

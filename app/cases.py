@@ -1,65 +1,74 @@
 """Which files are cases, and what their masks are called."""
 
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from app.dicomheader import looks_like_dicom
+from app.dicomseries import Series, find_series, series_sha256
 from app.errors import UsageError
-from app.formats import REFUSED, SUFFIXES
+from app.formats import DICOM_SUFFIXES, REFUSED, SUFFIXES
+from app.record import file_sha256, finished_masks
 
 _CHANNEL = "_0000"  # nnU-Net's name for the first image channel, in FLARE's file names
 
 
 @dataclass(frozen=True)
 class Case:
-    """One CT to segment: its name, its file, and where the mask goes."""
+    """One CT to segment.
+
+    Attributes:
+        name: Of the case.
+        input: Its file, or the folder of its DICOM series.
+        mask: Where the mask goes.
+        series: The DICOM series, or None.
+    """
 
     name: str
     input: Path
     mask: Path
+    series: Series | None = None
+
+    @property
+    def source(self) -> Path | Series:
+        """What `read_ct` takes."""
+        return self.series or self.input
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        return self.series.files if self.series else (self.input,)
 
 
-def find_cases(inputs: list[Path], outputs: Path) -> list[Case]:
-    """Cases of the given folders and files, sorted by name.
+def find_cases(inputs: list[Path], outputs: Path, note: Callable[[str], None] = lambda line: None) -> list[Case]:
+    """Cases of the given files and folders, and of the folders below, sorted by name.
 
-    `X_0000.nii.gz` and `X.nii.gz` (also .nii, .mha, .nrrd) are the case X, whose mask is `X.nii.gz`. In a
-    folder, hidden files and files of other kinds are passed over; a file that is named is always a case.
+    Images: `X_0000.nii.gz` and `X.nii.gz` (also .nii, .mha, .nrrd) are the case X; `a/b/X.nii.gz` below the given
+    folder is `a_b_X`. DICOM: each axial CT series, found by its content, is a case named by its folder, `a_b`; where a
+    folder holds several, by the series number too, `a_b_3`. A file that is named is always a case. Below a folder,
+    hidden files, other kinds of files, the outputs and their earlier masks are passed over.
+
+    Args:
+        inputs: Files and folders.
+        outputs: Where the masks will be; may be, or lie in, a folder of inputs.
+        note: Is told, in one line for each input, what DICOM objects are passed over.
 
     Raises:
         UsageError: An input is missing, a folder has no case, or two inputs would write one mask.
     """
     try:
-        return _find_cases(inputs, outputs)
+        return _find_cases(inputs, outputs, note)
     except OSError as error:  # a folder that may not be read, a name that is too long
         raise UsageError(f"{error.filename}: {error.strerror}") from None
 
 
-def _find_cases(inputs: list[Path], outputs: Path) -> list[Case]:
-    files: list[Path] = []
-    for given in inputs:
-        if given.is_dir():
-            found = [path for path in given.iterdir() if _is_case(path)]
-            if not found:
-                raise UsageError(
-                    f"no CT in {given}: put X_0000.nii.gz files there (.nii.gz, .nii, .mha, .nrrd). With docker, give "
-                    "the folder's whole path: `-v inputs:/workspace/inputs` makes an empty named volume, "
-                    '`-v "$PWD/inputs":/workspace/inputs` is the folder'
-                )
-            files += found
-        elif given.is_symlink() or given.exists():
-            files.append(given)
-        else:
-            raise UsageError(f"{given} does not exist; give a CT file or a folder of them with --inputs")
-
-    cases: dict[str, Case] = {}
-    for path in files:
-        name = case_name(path)
-        other = cases.setdefault(name, Case(name, path, outputs / f"{name}.nii.gz")).input
-        if not _same_file(other, path):  # one file named twice is one case
-            raise UsageError(f"{other} and {path} would both write {name}.nii.gz; rename one")
-    for case in cases.values():
-        if _same_file(case.mask, case.input):
-            raise UsageError(f"the mask of {case.input} would replace it; choose another --outputs")
-    return [cases[name] for name in sorted(cases)]
+def input_sha256(case: Case) -> str | None:
+    """Checksum of a case's input as it is now, comparable with `Volume.sha256`; None if it cannot be read."""
+    sums = [file_sha256(path) for path in case.files]
+    if None in sums:
+        return None
+    return series_sha256(sums) if case.series else sums[0]
 
 
 def shard(cases: list[Case], text: str) -> list[Case]:
@@ -77,11 +86,135 @@ def shard(cases: list[Case], text: str) -> list[Case]:
 def case_name(path: Path) -> str:
     """File name without its suffix and channel number."""
     name = path.name
-    for suffix in (*SUFFIXES, *REFUSED):
+    for suffix in (*SUFFIXES, *REFUSED, *DICOM_SUFFIXES):
         if name.lower().endswith(suffix) and len(name) > len(suffix):
             name = name[: -len(suffix)]
             break
     return name.removesuffix(_CHANNEL) or name
+
+
+def _find_cases(inputs: list[Path], outputs: Path, note: Callable[[str], None]) -> list[Case]:
+    found: list[Case] = []
+    named_dicom: list[Path] = []
+    for given in inputs:
+        if given.name == "DICOMDIR" and given.is_file():  # lists what is in its folder
+            given = given.parent
+        if given.is_dir():
+            found += _cases_below(given, outputs, note)
+        elif _may_be_dicom(given):
+            named_dicom.append(given)
+        elif given.is_symlink() or given.exists():
+            found.append(_image_case(case_name(given), given, outputs))
+        else:
+            raise UsageError(f"{given} does not exist; give a CT file or a folder of them with --inputs")
+    if named_dicom:
+        series, passed_over = _series_cases(named_dicom, None, outputs)
+        if not series:
+            raise UsageError(f"no CT series in {named_dicom[0]}: give the folder of its slices{passed_over}")
+        found += series
+
+    cases: dict[str, Case] = {}
+    earlier = finished_masks(outputs)
+    for case in found:
+        if _is_earlier_mask(case, earlier):
+            continue
+        other = cases.setdefault(case.name, case)
+        if not _same_file(other.input, case.input):  # one file or folder named twice is one case
+            raise UsageError(f"{other.input} and {case.input} would both write {case.mask.name}; rename one")
+    for case in cases.values():
+        if _same_file(case.mask, case.input):
+            raise UsageError(f"the mask of {case.input} would replace it; choose another --outputs")
+    return [cases[name] for name in sorted(cases)]
+
+
+def _cases_below(folder: Path, outputs: Path, note: Callable[[str], None]) -> list[Case]:
+    images, dicom = [], []
+    for path in _files_below(folder, outputs):
+        if path.name.lower().endswith((*SUFFIXES, *REFUSED)):
+            images.append(path)
+        elif _may_be_dicom(path):
+            dicom.append(path)
+    cases = [_image_case(_joined(folder, path.parent, case_name(path)), path, outputs) for path in images]
+    series, passed_over = _series_cases(dicom, folder, outputs)
+    if not cases and not series:
+        raise UsageError(
+            f"no CT in {folder}{passed_over}: put X_0000.nii.gz files (.nii.gz, .nii, .mha, .nrrd) or folders of DICOM "
+            "slices there. With docker, give the folder's whole path: `-v inputs:/workspace/inputs` makes an empty "
+            'named volume, `-v "$PWD/inputs":/workspace/inputs` is the folder'
+        )
+    if passed_over:
+        note(f"{folder}{passed_over}")
+    return cases + series
+
+
+def _image_case(name: str, path: Path, outputs: Path) -> Case:
+    return Case(name, path, outputs / f"{name}.nii.gz")
+
+
+def _series_cases(files: list[Path], folder: Path | None, outputs: Path) -> tuple[list[Case], str]:
+    """The series of some DICOM files, named by their place below a folder; what is passed over, in words."""
+    found, others = find_series(files)
+    in_folder = Counter(series.folder for series in found)
+    names: Counter[str] = Counter()
+    cases = []
+    for series in found:
+        if folder is not None:
+            name = _joined(folder, series.folder)
+        else:
+            name = case_name(series.files[0]) if len(series.files) == 1 else series.folder.resolve().name
+        if in_folder[series.folder] > 1:
+            name += "_" + str("x" if series.number is None else series.number)
+        names[name] += 1
+        if names[name] > 1:  # scanners count anew in every study
+            name += f"_{names[name]}"
+        cases.append(Case(name, series.folder, outputs / f"{name}.nii.gz", series))
+    counts = ", ".join(f"{count} {kind}" for kind, count in sorted(others.items()))
+    return cases, f"; passed over, no slices of an axial CT: {counts}" if counts else ""
+
+
+def _joined(folder: Path, below: Path, *name: str) -> str:
+    """The way from a folder to what is below it, in one word; the folder's own name where there is no way to go."""
+    return "_".join([*below.relative_to(folder).parts, *name]) or folder.resolve().name or "ct"
+
+
+def _files_below(folder: Path, outputs: Path) -> Iterator[Path]:
+    """Files at any depth, links followed, without hidden ones and those in an outputs folder below."""
+    seen = set()
+
+    def fail(error: OSError) -> None:
+        raise error
+
+    for place, folders, names in os.walk(folder, onerror=fail, followlinks=True):
+        status = os.stat(place)
+        if (status.st_dev, status.st_ino) in seen:  # a link to a folder above
+            folders.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        here = Path(place)
+        folders[:] = sorted(
+            name for name in folders if not name.startswith(".") and not _same_file(here / name, outputs)
+        )
+        yield from (here / name for name in sorted(names) if not name.startswith("."))
+
+
+def _may_be_dicom(path: Path) -> bool:
+    """Whether a file is DICOM by its content; one that cannot be read may be, and is not passed over in silence."""
+    if path.name.lower().endswith((*SUFFIXES, *REFUSED)) or not path.is_file():
+        return False
+    if path.name.lower().endswith(DICOM_SUFFIXES):
+        return True
+    try:
+        with open(path, "rb") as file:
+            return looks_like_dicom(file.read(132))
+    except OSError:
+        return True
+
+
+def _is_earlier_mask(case: Case, earlier: dict[str, set[tuple[str, str, str]]]) -> bool:
+    """Whether an input is a mask that an earlier run wrote, to an outputs folder that holds inputs too."""
+    if case.name not in earlier or not _same_file(case.input, case.mask):
+        return False
+    return file_sha256(case.input) in {mask for _, _, mask in earlier[case.name]}
 
 
 def _same_file(one: Path, other: Path) -> bool:
@@ -89,7 +222,3 @@ def _same_file(one: Path, other: Path) -> bool:
         return one.samefile(other)
     except OSError:  # one of them is not there
         return one == other
-
-
-def _is_case(path: Path) -> bool:
-    return not path.name.startswith(".") and path.name.lower().endswith((*SUFFIXES, *REFUSED))

@@ -1,22 +1,28 @@
-"""The door for a CT: whatever it comes as, its voxels are made HU or refused, the same for training and inference."""
+"""The door for a CT, the same for training and inference: whatever it comes as, its voxels are HU, its spacing mm."""
 
 from dataclasses import replace
 from pathlib import Path
 
+from app.dicomseries import Series
+from app.dicomvolume import read_series
 from app.errors import InputError
 from app.hounsfield import put_on_hu_scale
 from app.padding import fill_padding
+from app.spacing import checked_spacing
 from app.volume import Volume, read_volume
 
 
-def read_ct(path: Path) -> Volume:
-    """Read a CT; arguments, result and errors as for `read_volume`, which label maps are read with.
+def read_ct(source: Path | Series) -> Volume:
+    """Read a CT; errors as for `read_volume` (which label maps are read with) and `read_series`.
 
-    Padding becomes air, and values on a scale that is certain become HU: the warnings say so.
+    Args:
+        source: An image file, or a DICOM series.
     """
-    volume = read_volume(path)
+    volume = read_series(source) if isinstance(source, Series) else read_volume(source)
     try:
-        warnings = fill_padding(volume.hu) + put_on_hu_scale(volume.hu)
+        geometry, warnings = checked_spacing(volume.geometry)
+        warnings += fill_padding(volume.hu) + put_on_hu_scale(volume.hu)
     except InputError as error:
-        raise InputError(f"{str(path)!r}: {error}") from None
-    return replace(volume, warnings=volume.warnings + warnings)
+        place = source.folder if isinstance(source, Series) else source
+        raise InputError(f"{str(place)!r}: {error}") from None
+    return replace(volume, geometry=geometry, warnings=volume.warnings + warnings)

@@ -1,8 +1,6 @@
-"""Where the network runs: device, number format, threads, and how many slices fit the memory budget."""
+"""Where the network runs: device, number format, and how many slices fit the memory budget."""
 
 import logging
-import math
-import os
 import platform
 from pathlib import Path
 
@@ -15,7 +13,8 @@ MIB = 1 << 20
 # has measured yet: it fills the card's processors and stays far below the budget.
 MAX_SLICES_PER_STEP = {"cuda": 8, "cpu": 2}
 # Counted in half precision, the decoder holds its upsampled features and their concatenation at once: about 80 bytes
-# a pixel. The rest is for cuDNN's workspaces, and for deciding on labels where all neighbours disagree.
+# a pixel. The rest is for cuDNN's workspaces, and for deciding on labels where all neighbours disagree; of slabs, as
+# many slices at a time as there are slabs in a step, their interpolated logits 11 bytes a pixel.
 STEP_BYTES_PER_PX = 160
 CONTEXT_MIB = 700  # allowed for the CUDA context and cuDNN; in a container NVML cannot tell per process
 
@@ -48,12 +47,12 @@ def choose_device(name: str) -> torch.device:
 def _cuda_problem() -> str | None:
     """Why CUDA cannot be used, in one line; None if it can."""
     if torch.version.cuda is None:
-        return "this is a CPU build of torch; install the CUDA build (README, 'Drivers')"
+        return "this is a CPU build of torch; install the CUDA build (docs/images.md)"
     try:
         torch.zeros(1, device="cuda").add_(1).item()  # creates the context and runs a kernel
     except Exception as error:
         cause = (str(error) or type(error).__name__).splitlines()[0]
-        return f"torch {torch.__version__} (CUDA {torch.version.cuda}) cannot use it: {cause} (README, 'Drivers')"
+        return f"torch {torch.__version__} (CUDA {torch.version.cuda}) cannot use it: {cause} (docs/images.md)"
     return None
 
 
@@ -67,24 +66,6 @@ def compute_dtype(device: torch.device) -> torch.dtype:
         return torch.float16
     has_bfloat16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return torch.bfloat16 if has_bfloat16 else torch.float32
-
-
-def usable_cpus() -> int:
-    """CPUs that this process may use: its affinity, and its control group's quota rounded up."""
-    affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, math.ceil(min(affinity, _cgroup_quota())))
-
-
-def _cgroup_quota(root: Path = Path("/sys/fs/cgroup")) -> float:
-    """CPUs granted by the control group (v2, then v1); infinity if unlimited or unknown."""
-    for files in (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):
-        try:
-            quota, period = " ".join((root / file).read_text() for file in files).split()
-            if quota not in ("max", "-1"):
-                return float(quota) / float(period)
-        except (OSError, ValueError, ZeroDivisionError):
-            continue
-    return math.inf
 
 
 def slices_per_step(device: torch.device, budget_mib: int, slice_px: int) -> int:

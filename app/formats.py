@@ -1,6 +1,7 @@
 """Which files are images by their names: those that are read, and those that are refused with advice."""
 
-SUFFIXES = (".nii.gz", ".nii", ".mha", ".nrrd")  # DICOM files are known by their content, whatever they are called
+SUFFIXES = (".nii.gz", ".nii", ".mha", ".nrrd")
+DICOM_SUFFIXES = (".dcm", ".ima")  # usual; DICOM is known by its content too, whatever it is called
 
 _TWO_FILES = "one part of an image in two files: convert it to one .nii.gz file"
 # Better a failed case than a scan that is passed over in silence.

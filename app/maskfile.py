@@ -16,7 +16,7 @@ import numpy as np
 
 from app.errors import InputError, OutputError
 from app.geometry import Geometry
-from app.nifti import VOXEL_OFFSET
+from app.maskheader import VOXEL_OFFSET
 from app.stream import WBITS, chunks_of, inflated
 from app.voxels import blocks_of
 

@@ -1,25 +1,24 @@
-"""The 348 bytes of a NIfTI-1 header: from bytes to what an image is, and to the header of its mask.
+"""From a NIfTI header, of version 1 or 2, to what the image is.
 
 Read by hand: a mask must carry the very bytes of its CT's geometry, and a header that lies must be
-caught before memory is taken for it.
+caught before memory is taken for it. A damaged field is made good where the others leave no doubt.
 """
 
 import math
-import struct
 from dataclasses import dataclass
 
 import numpy as np
 
 from app.errors import InputError
 from app.geometry import LPS_TO_RAS, SAME_AXES, cosines, is_invertible
-
-HEADER_BYTES = 348
-VOXEL_OFFSET = 352  # of a mask: the header and four zero bytes that say "no extension"
+from app.maskheader import mask_header_like
+from app.niftifields import PAIR, fields_of
 
 _DTYPES = {2: "u1", 4: "i2", 8: "i4", 16: "f4", 64: "f8", 256: "i1", 512: "u2", 768: "u4", 1024: "i8", 1280: "u8"}
 _REFUSED = {1: "1-bit", 32: "complex64", 128: "RGB", 1536: "float128", 1792: "complex128", 2048: "complex256"}
 _REFUSED[2304] = "RGBA"
 _MM_PER_UNIT = {1: 1000.0, 3: 0.001}  # metres, microns; anything else is millimetres, as ITK takes it
+_LAST_CODE = 5  # of the standard's coordinate systems
 
 
 @dataclass(frozen=True)
@@ -31,7 +30,7 @@ class Header:
         dtype: Of one stored voxel, with its byte order.
         slope, inter: HU = slope * stored + inter.
         affine: (4, 4) float64, voxel (i, j, k) to RAS mm; finite, not singular.
-        offset: Bytes before the first voxel.
+        offsets: Bytes before the first voxel; several where the header does not say which, and the file's length must.
         compression: None, or "gzip" or "zlib" where the voxels alone are compressed.
         mask_header: The 352 bytes that stand before the voxels of a mask in this geometry.
         warnings: One line each, without the file's name.
@@ -42,133 +41,131 @@ class Header:
     slope: float
     inter: float
     affine: np.ndarray
-    offset: int
+    offsets: tuple[int, ...]
     compression: str | None
     mask_header: bytes
     warnings: tuple[str, ...] = ()
 
+    @property
+    def voxel_bytes(self) -> int:
+        """Of all voxels, decompressed."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
 
 def parse_nifti(raw: bytes) -> Header:
-    """Header of a single-file NIfTI-1 image, of either byte order.
+    """Header of a single-file NIfTI image, of either version and byte order.
 
     Args:
-        raw: The first 348 bytes of the file, decompressed.
+        raw: The first `NIFTI2_BYTES` of the file, decompressed, or all it has.
 
     Raises:
         InputError: With the cause alone: the caller knows the file.
     """
-    order = _byte_order(raw)
-
-    def field(code: str, at: int) -> tuple:
-        return struct.unpack_from(order + code, raw, at)
-
-    shape = _shape(field("8h", 40))
-    code, bitpix = field("2h", 70)
+    header = fields_of(raw)
+    shape = _shape(header["dim"].tolist())
+    code, bitpix, size = (header[name].item() for name in ("datatype", "bitpix", "sizeof_hdr"))
     if code not in _DTYPES:
         raise InputError(f"voxels of type {_REFUSED.get(code, f'code {code}')} are not CT numbers")
-    dtype = np.dtype(order + _DTYPES[code])
+    dtype = np.dtype(_DTYPES[code]).newbyteorder(header["dim"].dtype.byteorder)
+    slope, inter, warnings = _scaling(header["scl_slope"].item(), header["scl_inter"].item())
     if bitpix != 8 * dtype.itemsize:
-        raise InputError(f"bitpix {bitpix} contradicts the data type {dtype.name}")
+        warnings.append(f"bitpix {bitpix} contradicts the data type {dtype.name}: the data type is used")
+    if size != header.dtype.itemsize:
+        warnings.append(f"sizeof_hdr {size} is wrong: the magic number is that of a header of {header.dtype.itemsize}")
+    with np.errstate(all="ignore"):  # of numbers that are no geometry
+        form, repairs, doubts = _form(header)
+        mask_header = mask_header_like(header, form if repairs else None)
+    affine = np.eye(4)
+    affine[:3] = form * mm_per_unit(header["xyzt_units"].item())
+    warnings = (*repairs, *doubts, *warnings)
+    return Header(shape, dtype, slope, inter, affine, _offsets(header, raw), None, mask_header, warnings)
 
-    qfac, *pixdim = field("4f", 76)
-    if not all(0 < size < math.inf for size in pixdim):  # also false for NaN
-        raise InputError("voxel spacing " + " x ".join(f"{size:g}" for size in pixdim) + " is not positive")
-    offset, slope, inter = field("3f", 108)
-    if not VOXEL_OFFSET <= offset < 2**31 or offset != int(offset):
-        raise InputError(f"vox_offset {offset:g} is not a place behind the header")
-    if slope == 0 or not math.isfinite(slope):
-        slope, inter = 1.0, 0.0  # the standard's word for "not scaled"
+
+def mm_per_unit(xyzt_units: int) -> float:
+    """Length of the header's unit of space, by its field of that name."""
+    return _MM_PER_UNIT.get(xyzt_units & 7, 1.0)
+
+
+def _scaling(slope: float, inter: float) -> tuple[float, float, list[str]]:
+    """Slope and intercept as they are used, and warnings."""
+    if slope == 0 or not math.isfinite(slope):  # the standard's word for "not scaled"
+        if inter == 0 or not math.isfinite(inter):
+            return 1.0, 0.0, []
+        return 1.0, 0.0, [f"scl_inter {inter:g} is not used: scl_slope {slope:g} says that values are not scaled"]
     if not math.isfinite(inter):
-        raise InputError(f"scl_inter is {inter:g}")
-
-    affine, warnings = _affine(field, qfac, pixdim)
-    return Header(shape, dtype, slope, inter, affine, int(offset), None, _mask_header(raw, order), warnings)
+        return slope, 0.0, [f"scl_inter is {inter:g}: 0 is used"]
+    return slope, inter, []
 
 
-def mask_header_of(shape: tuple[int, int, int], affine: np.ndarray) -> bytes:
-    """The 352 bytes before a mask's voxels, for an input that is not NIfTI: qform and sform set, codes 1, mm.
-
-    Args:
-        shape: (k, j, i).
-        affine: (4, 4), voxel (i, j, k) to RAS mm. Where it is sheared, sform has it and qform the nearest rotation.
-    """
-    spacing = np.linalg.norm(affine[:3, :3], axis=0)
-    u, _, vt = np.linalg.svd(affine[:3, :3] / spacing)
-    rotation = u @ vt
-    qfac = 1.0 if np.linalg.det(rotation) > 0 else -1.0
-    rotation[:, 2] *= qfac
-    raw = bytearray(HEADER_BYTES)
-    struct.pack_into("<i", raw, 0, HEADER_BYTES)
-    struct.pack_into("<8h", raw, 40, 3, *shape[::-1], 1, 1, 1, 1)
-    struct.pack_into("<8f", raw, 76, qfac, *spacing, 1, 1, 1, 1)
-    raw[123] = 2  # mm
-    struct.pack_into("<2h", raw, 252, 1, 1)
-    struct.pack_into("<6f", raw, 256, *_quaternion(rotation), *affine[:3, 3])
-    struct.pack_into("<12f", raw, 280, *affine[:3].ravel())
-    return _mask_header(bytes(raw), "<")
-
-
-def _byte_order(raw: bytes) -> str:
-    if len(raw) < 4:
-        raise InputError(f"{len(raw)} bytes are too few for a NIfTI header")
-    sizes = {order: struct.unpack_from(order + "i", raw)[0] for order in "<>"}
-    if 540 in sizes.values():
-        raise InputError("NIfTI-2 is not supported: convert it to NIfTI-1")
-    order = next((order for order in "<>" if sizes[order] == HEADER_BYTES), None)
-    if order is None:
-        raise InputError(f"not a NIfTI-1 file (it starts with {raw[:4].hex(' ')})")
-    if len(raw) < HEADER_BYTES:
-        raise InputError(f"ends after {len(raw)} bytes, inside the NIfTI header")
-    magic = raw[344:348]
-    if magic == b"ni1\0":
-        raise InputError("a header of a .hdr/.img pair: convert it to one .nii.gz file")
-    if magic != b"n+1\0":
-        raise InputError("an Analyze header, or a damaged NIfTI-1 one (its magic number is missing)")
-    return order
-
-
-def _shape(dim: tuple[int, ...]) -> tuple[int, int, int]:
+def _shape(dim: list[int]) -> tuple[int, int, int]:
     if not 1 <= dim[0] <= 7:
         raise InputError(f"the header declares {dim[0]} dimensions")
     sizes = dim[1 : dim[0] + 1]
-    if min(sizes) < 1:
-        raise InputError("the header declares a size of " + " x ".join(map(str, sizes)))
     if len(sizes) < 3 or max(sizes[3:], default=1) > 1:
         raise InputError(f"a {len(sizes)}-D image ({' x '.join(map(str, sizes))}), not one volume")
+    if min(sizes[:3]) < 1 or max(sizes[:3]) >= 2**15:  # a mask is NIfTI-1
+        raise InputError("the header declares a size of " + " x ".join(map(str, sizes)))
     return sizes[2], sizes[1], sizes[0]
 
 
-def _affine(field, qfac: float, pixdim: list[float]) -> tuple[np.ndarray, tuple[str, ...]]:
-    """(4, 4) RAS affine in mm, and warnings: sform, else qform, else what ITK assumes."""
-    qform_code, sform_code = field("2h", 252)
-    sform = np.array(field("12f", 280), np.float64).reshape(3, 4)
-    quaternion, shift = field("3f", 256), field("3f", 268)
-    qform = np.column_stack([_rotation(quaternion, qfac) * pixdim, shift])
-    warnings = []
-    if sform_code > 0:
-        chosen, name = sform, "sform"
-        comparable = qform_code > 0 and is_invertible(qform) and is_invertible(sform)
-        if comparable and np.abs(cosines(sform) - cosines(qform)).max() > SAME_AXES:
-            warnings.append("sform and qform disagree on the orientation: the sform is used")
-    elif qform_code > 0:
-        chosen, name = qform, "qform"
-    else:
+def _offsets(header: np.ndarray, raw: bytes) -> tuple[int, ...]:
+    """Where the voxels may begin: where vox_offset says, else behind the header, with or without four bytes between."""
+    offset, end = header["vox_offset"].item(), header.dtype.itemsize
+    if end + 4 <= offset < 2**31 and offset == int(offset) and not raw.startswith(PAIR, 344):
+        return (int(offset),)
+    return end, end + 4
+
+
+def _form(header: np.ndarray) -> tuple[np.ndarray, list[str], list[str]]:
+    """(3, 4) affine to RAS in the file's unit: sform, else qform, else what ITK assumes.
+
+    Returns:
+        The affine; what had to be repaired, so that the mask needs other fields than its CT has; what is doubtful.
+    """
+    qfac, *pixdim = header["pixdim"][:4].tolist()
+    no_spacing = "voxel spacing " + " x ".join(f"{size:g}" for size in pixdim) + " is not positive"
+    spaced = all(0 < size < math.inf for size in np.float32(pixdim))  # also false for NaN; float32: the mask's numbers
+    shift, sform = header["qoffset"].astype(np.float64), header["srow"].astype(np.float64)
+    qform = np.column_stack([_rotation(*header["quaternion"].tolist(), qfac) * pixdim, shift])
+    forms = {"sform": sform, "qform": qform}
+    codes = {name: code for name in forms if (code := header[f"{name}_code"].item()) > 0}
+    if not codes and spaced:
         # nibabel would take axis j as running forward; ITK, which made most masks, takes it as running back.
-        chosen, name = np.column_stack([LPS_TO_RAS * pixdim, np.zeros(3)]), "pixdim"
-        warnings.append("no orientation in the header (sform and qform codes are 0): L, P, S assumed, as ITK does")
-    if not np.isfinite(chosen).all() or not is_invertible(chosen):
-        raise InputError(f"the {name} is singular: it gives no orientation")
-    if np.abs(np.linalg.norm(chosen[:, :3], axis=0) / pixdim - 1).max() > 0.01:
-        warnings.append(f"{name} and pixdim disagree on the voxel spacing: the {name} is used")
-    affine = np.eye(4)
-    affine[:3] = chosen * _MM_PER_UNIT.get(field("B", 123)[0] & 7, 1.0)
-    return affine, tuple(warnings)
+        assumed = "no orientation in the header (sform and qform codes are 0): L, P, S assumed, as ITK does"
+        return np.column_stack([LPS_TO_RAS * pixdim, np.zeros(3)]), [], [assumed]
+
+    good = [name for name in codes if np.isfinite(np.float32(forms[name])).all() and is_invertible(forms[name])]
+    if not spaced and "qform" in good:
+        good.remove("qform")  # whether a negative size turns the axis round is read one way by nibabel, another by ITK
+    if not good:
+        raise InputError(no_spacing if not spaced else f"the {next(iter(codes))} is singular: it gives no orientation")
+    name = min(good, key=lambda name: codes[name] > _LAST_CODE)
+    repairs, doubts, form = [], [], forms[name]
+    if not spaced:
+        repairs.append(f"{no_spacing}: that of the {name} is used")
+    elif np.abs(np.linalg.norm(form[:, :3], axis=0) / pixdim - 1).max() > 0.01:
+        doubts.append(f"{name} and pixdim disagree on the voxel spacing: the {name} is used")
+    repairs += [
+        f"{odd}_code {code} is not one of the standard's: the {name} is used"
+        for odd, code in codes.items()
+        if code > _LAST_CODE
+    ]
+    if len(good) == 2:
+        if np.abs(cosines(sform) - cosines(qform)).max() > SAME_AXES:
+            doubts.append(f"sform and qform disagree on the orientation: the {name} is used")
+        elif np.abs(sform[:, 3] - shift).max() > min(pixdim) / 2:
+            doubts.append(f"sform and qform disagree on the origin: the {name} is used")
+    elif len(codes) == 2 and spaced:
+        (other,) = codes.keys() - good
+        repairs.append(f"the {other} is singular: the {name} is used")
+    return form, repairs, doubts
 
 
-def _rotation(quaternion: tuple[float, float, float], qfac: float) -> np.ndarray:
-    """The standard's rotation of (b, c, d), its third column turned round where qfac is negative."""
-    b, c, d = quaternion
+def _rotation(b: float, c: float, d: float, qfac: float) -> np.ndarray:
+    """The standard's rotation, its third column turned round where qfac is negative; NaN where there is none."""
     squared = b * b + c * c + d * d
+    if squared > 1.01:  # of no unit quaternion
+        return np.full((3, 3), np.nan)
     if 1.0 - squared < 1e-7:  # the standard's own threshold: half a turn, give or take float32's rounding
         a, length = 0.0, math.sqrt(squared)
         b, c, d = b / length, c / length, d / length
@@ -183,30 +180,3 @@ def _rotation(quaternion: tuple[float, float, float], qfac: float) -> np.ndarray
     )
     rotation[:, 2] *= -1.0 if qfac < 0 else 1.0
     return rotation
-
-
-def _quaternion(rotation: np.ndarray) -> np.ndarray:
-    """(b, c, d) of a proper rotation, for a >= 0: the largest column of 4 q q^T, which never divides by zero."""
-    (xx, xy, xz), (yx, yy, yz), (zx, zy, zz) = rotation
-    outer = np.array(
-        [
-            [1 + xx + yy + zz, zy - yz, xz - zx, yx - xy],
-            [zy - yz, 1 + xx - yy - zz, xy + yx, xz + zx],
-            [xz - zx, xy + yx, 1 - xx + yy - zz, yz + zy],
-            [yx - xy, xz + zx, yz + zy, 1 - xx - yy + zz],
-        ]
-    )
-    column = outer[:, np.argmax(np.diag(outer))]
-    quaternion = column / np.linalg.norm(column)
-    return quaternion[1:] * (-1.0 if quaternion[0] < 0 else 1.0)
-
-
-def _mask_header(raw: bytes, order: str) -> bytes:
-    """The header with a mask's data type and scaling; every byte of geometry as it was."""
-    mask = bytearray(raw)
-    struct.pack_into(order + "2h", mask, 70, 2, 8)  # uint8
-    struct.pack_into(order + "3f", mask, 108, VOXEL_OFFSET, 1, 0)
-    struct.pack_into(order + "2f", mask, 124, 0, 0)  # cal_max, cal_min: no viewer's window of the CT
-    struct.pack_into(order + "2i", mask, 140, 0, 0)  # glmax, glmin
-    mask[344:348] = b"n+1\0"
-    return bytes(mask) + bytes(VOXEL_OFFSET - HEADER_BYTES)

@@ -9,20 +9,14 @@ from pathlib import Path
 import numpy as np
 
 from app.cases import Case
-from app.errors import InputError
 from app.labels import NUM_CLASSES, ORGANS
 from app.maskfile import write_mask
 from app.monitor import ResourceMonitor
-from app.postprocess import clean
-from app.preprocess import clipped_statistics
 from app.preview import write_preview
-from app.resample import nearest_spacing, resample_in_plane, resampled_shape
 from app.segment import Segmenter
 from app.volume import Volume
 
 log = logging.getLogger(__name__)
-
-WIDEST_MM = 2000  # more than any scanner's field of view: spacing in other units, slices too large to resample
 
 
 def segment_case(
@@ -47,7 +41,6 @@ def segment_case(
         What run.json says of the case: shapes, statistics, seconds per stage, organs, checksums.
 
     Raises:
-        InputError: The field of view cannot be a person's.
         app.errors.OutputError: The mask could not be written.
     """
     seconds: dict[str, float] = {}
@@ -61,21 +54,8 @@ def segment_case(
 
     hu, geometry = volume.hu, volume.geometry
     warnings = list(volume.warnings)
-    with stage("preprocess"):
-        statistics_hu = clipped_statistics(hu)
-        spacing_mm = geometry.spacing_mm[1:]
-        width_mm = max(size * mm for size, mm in zip(hu.shape[1:], spacing_mm, strict=True))
-        if width_mm > WIDEST_MM:
-            raise InputError(f"{case.input}: slices {width_mm:.0f} mm wide: its spacing must be wrong")
-        network_spacing_mm = nearest_spacing(spacing_mm, segmenter.weights.spacing_mm)
-        network_shape = resampled_shape(hu.shape, spacing_mm, network_spacing_mm)
-        network_hu = hu if network_shape == hu.shape else resample_in_plane(hu, network_shape, order=1)
-    with stage("segment"):
-        labels = segmenter(network_hu, statistics_hu, lambda done: on_slices(done, len(hu)))
-    with stage("postprocess"):
-        clean(labels)
-        if network_shape != hu.shape:
-            labels = resample_in_plane(labels, hu.shape, order=0)
+    segmentation = segmenter.segment_volume(hu, geometry.spacing_mm, lambda done: on_slices(done, len(hu)), stage)
+    labels = segmentation.labels
     with stage("write"):
         mask_sha256 = write_mask(labels, geometry, case.mask)
     if preview is not None:
@@ -89,14 +69,16 @@ def segment_case(
     return {
         "shape_zyx": list(hu.shape),
         "spacing_mm_zyx": list(geometry.spacing_mm),
-        "network_spacing_mm_yx": list(network_spacing_mm),
-        "mean_hu": statistics_hu[0],
-        "std_hu": statistics_hu[1],
+        "network_spacing_mm_yx": list(segmentation.network_spacing_mm),
+        "slices_per_slab": segmentation.slices_per_slab,
+        "mean_hu": segmentation.statistics_hu[0],
+        "std_hu": segmentation.statistics_hu[1],
         "device": segmenter.used_device.type,
         "warnings": warnings,
         "seconds": seconds,
         "organs": _organs(labels, geometry.voxel_ml),
         "input_sha256": volume.sha256,
+        "input_files_sha256": list(volume.files_sha256),
         "mask_sha256": mask_sha256,
     }
 

@@ -81,14 +81,20 @@ class RunRecord:
         os.replace(partial, self.folder / "run.json")
 
 
-def finished_masks(outputs: Path) -> dict[str, set[tuple[str, str, str]]]:
-    """(input, weights, mask) SHA-256 of every case that runs in this outputs folder finished, by case name."""
+def finished_masks(outputs: Path, every_slice: bool = False) -> dict[str, set[tuple[str, str, str]]]:
+    """(input, weights, mask) SHA-256 of every case that runs in this outputs folder finished, by case name.
+
+    Args:
+        outputs: The outputs folder.
+        every_slice: A mask made of slabs is not finished: every slice is asked for.
+    """
     finished: dict[str, set[tuple[str, str, str]]] = {}
     for path in outputs.glob("logs/*/run.json"):
         try:
             run = json.loads(path.read_text())
             for case in run["cases"]:
-                if case["status"] == "done":
+                slabs = case.get("slices_per_slab", 1) > 1  # older records know of none
+                if case["status"] == "done" and not (slabs and every_slice):
                     sums = (case["input_sha256"], run["weights"]["sha256"], case["mask_sha256"])
                     finished.setdefault(case["name"], set()).add(sums)
         except (OSError, ValueError, KeyError, TypeError):

@@ -6,10 +6,20 @@ In plane only, and only outside the range: inside it slices are taken as they ar
 import numpy as np
 from scipy import ndimage
 
+# Of the range, at either end: training zooms slices by up to a third, so that so little more is nothing new, while
+# resampling blurs and takes time. Two held-out patients, brought to 0.56 and to 1.03 mm: mean DSC 0.679 and 0.761 as
+# they were, 0.672 and 0.753 resampled to the range (0.59 to 0.98 mm).
+TOLERANCE = 0.05
+
 
 def nearest_spacing(spacing_mm: tuple[float, float], seen_mm: tuple[float, float]) -> tuple[float, float]:
-    """(y, x) spacing to segment at: each clamped to the range (lowest, highest) that training saw."""
+    """(y, x) spacing to segment at: the scan's own inside the range (lowest, highest) that training saw.
+
+    A little outside it too; else each is clamped to the range.
+    """
     low, high = seen_mm
+    if all(low * (1 - TOLERANCE) <= mm <= high * (1 + TOLERANCE) for mm in spacing_mm):
+        return spacing_mm
     return min(max(spacing_mm[0], low), high), min(max(spacing_mm[1], low), high)
 
 

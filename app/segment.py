@@ -1,25 +1,33 @@
 """Stream a volume's slices through the network; the device never holds the volume (paper section 3.2).
 
-A step of slices goes to the device as int16 and comes back as uint8 labels: clip, z-score, network,
-bias and argmax all happen there.
+A step of slices, or of slabs of thin ones, goes to the device as int16 and comes back as uint8 labels: clip, z-score,
+network, bias and argmax all happen there.
 """
 
 import logging
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 
 import numpy as np
 import torch
 
 from app.body import body_box
 from app.device import compute_dtype, limit_memory, slices_per_step
+from app.inference import Segmentation, segment_volume
 from app.network import OUTPUT_STRIDE
 from app.postprocess import decide
 from app.preprocess import WINDOW_HU, normalise
+from app.slabs import Slabs
 from app.weights import Weights
 
 log = logging.getLogger(__name__)
 
 OnStep = Callable[[int], None]
+
+
+def _unheard(slices_done: int) -> None:
+    pass
 
 
 class Segmenter:
@@ -29,6 +37,7 @@ class Segmenter:
         weights: The branch.
         device: Where to run; the CPU takes over when a GPU cannot go on.
         budget_mib: For all that this process takes on a GPU.
+        every_slice: Give the network every slice, however thin, as the paper does; else slabs of them.
 
     Raises:
         torch.OutOfMemoryError: The GPU has no room for the network.
@@ -38,8 +47,8 @@ class Segmenter:
         used_device: Where the last volume was segmented.
     """
 
-    def __init__(self, weights: Weights, device: torch.device, budget_mib: int):
-        self.weights, self.budget_mib = weights, budget_mib
+    def __init__(self, weights: Weights, device: torch.device, budget_mib: int, every_slice: bool = False):
+        self.weights, self.budget_mib, self.every_slice = weights, budget_mib, every_slice
         limit_memory(device, budget_mib)
         self._move_to(device)
         self.used_device = device
@@ -48,18 +57,44 @@ class Segmenter:
         self.device, self.dtype = device, compute_dtype(device)
         self._network = self.weights.network(device, self.dtype)
 
-    def __call__(self, hu: np.ndarray, statistics_hu: tuple[float, float], on_step: OnStep) -> np.ndarray:
+    def segment_volume(
+        self,
+        hu: np.ndarray,
+        spacing_mm: tuple[float, float, float],
+        on_step: OnStep = _unheard,
+        stage: Callable[[str], AbstractContextManager] = nullcontext,
+    ) -> Segmentation:
+        """A CT in memory to clean labels.
+
+        Args:
+            hu: int16 (z, y, x), at least one voxel; rows run to anterior, columns to the right, slices upwards.
+            spacing_mm: (z, y, x).
+            on_step: Called with the number of slices done, after each step.
+            stage: Entered with "preprocess", "segment" and "postprocess", each while that runs.
+        """
+        slice_mm = None if self.every_slice else self.weights.slice_mm
+        segment_slices = partial(self, on_step=on_step)
+        return segment_volume(segment_slices, hu, spacing_mm, self.weights.spacing_mm, slice_mm, stage=stage)
+
+    def __call__(
+        self,
+        hu: np.ndarray,
+        statistics_hu: tuple[float, float],
+        on_step: OnStep = _unheard,
+        slices_per_slab: int = 1,
+    ) -> np.ndarray:
         """Labels of a volume, before `postprocess.clean`; arguments and result as for `segment`.
 
         Out of memory on a GPU halves the step down to one slice, then this case goes to the CPU; after any
         other failure of a GPU all that follow go there. Each is warned of.
         """
         frame = [max(size, self.weights.frame_px) for size in hu.shape[1:]]
-        step = min(slices_per_step(self.device, self.budget_mib, frame[0] * frame[1]), len(hu))
+        step = min(slices_per_step(self.device, self.budget_mib, frame[0] * frame[1]), -(-len(hu) // slices_per_slab))
+        how = {"frame_px": self.weights.frame_px, "on_step": on_step, "slices_per_slab": slices_per_slab}
         self.used_device = self.device
         while self.device.type != "cpu":
             try:
-                return segment(self._network, hu, statistics_hu, step, self.weights.frame_px, on_step)
+                return segment(self._network, hu, statistics_hu, step, **how)
             except torch.OutOfMemoryError:
                 pass  # until this block ends, the traceback holds what the step took
             except RuntimeError as error:
@@ -78,7 +113,7 @@ class Segmenter:
         if self.device != cpu:
             network = self.weights.network(cpu, compute_dtype(cpu))
         step = slices_per_step(cpu, self.budget_mib, frame[0] * frame[1])
-        return segment(network, hu, statistics_hu, step, self.weights.frame_px, on_step)
+        return segment(network, hu, statistics_hu, step, **how)
 
 
 def segment(
@@ -87,17 +122,19 @@ def segment(
     statistics_hu: tuple[float, float],
     slices_per_step: int,
     frame_px: int = 512,
-    on_step: OnStep = lambda slices_done: None,
+    on_step: OnStep = _unheard,
+    slices_per_slab: int = 1,
 ) -> np.ndarray:
-    """Labels of a volume, slice by slice, of each the part where the body is.
+    """Labels of a volume, slab by slab, of each the part where the body is.
 
     Args:
         network: A DeepLabV3Plus in evaluation mode; its parameters tell the device and dtype to work in.
         hu: int16 (z, y, x).
         statistics_hu: Mean and standard deviation of the clipped volume.
-        slices_per_step: Slices on the device at a time.
+        slices_per_step: Slabs on the device at a time.
         frame_px: The network sees at least this square, as in training; smaller slices get air around them.
         on_step: Called after each step with the number of slices done.
+        slices_per_slab: So many slices are averaged for the network; each slice gets labels of its own.
 
     Returns:
         uint8 (z, y, x), 0..13.
@@ -106,24 +143,38 @@ def segment(
         torch.OutOfMemoryError: A step did not fit; nothing is kept, try a smaller one.
         RuntimeError: The device failed, or float16 was too small for the logits.
     """
-    parameter = next(network.parameters())
-    body = (slice(None), *body_box(hu, frame_px))
     labels = np.zeros(hu.shape, np.uint8)
-    body_hu, body_labels = hu[body], labels[body]
-    depth, height, width = body_hu.shape
-    framed_height, framed_width = (max(frame_px, -(-size // OUTPUT_STRIDE) * OUTPUT_STRIDE) for size in (height, width))
-    top, left = (framed_height - height) // 2, (framed_width - width) // 2
+    body = (slice(None), *body_box(hu, frame_px))
+    slabs, body_labels = Slabs(hu[body], slices_per_slab), labels[body]
+    height, width = body_labels.shape[1:]
+    framed = tuple(max(frame_px, -(-size // OUTPUT_STRIDE) * OUTPUT_STRIDE) for size in (height, width))
+    top, left = (framed[0] - height) // 2, (framed[1] - width) // 2
     centre = (..., slice(top, top + height), slice(left, left + width))
+    steps = (
+        _quarter_logits(network, slabs[first : first + slices_per_step], statistics_hu, framed, centre)
+        for first in range(0, len(slabs), slices_per_step)
+    )
     with torch.inference_mode():
-        for start in range(0, depth, slices_per_step):
-            part = slice(start, min(start + slices_per_step, depth))
-            slices = torch.from_numpy(body_hu[part]).to(parameter.device)
-            framed = slices.new_full((len(slices), 1, framed_height, framed_width), WINDOW_HU[0])
-            framed[centre] = slices[:, None]
-            images = normalise(framed, *statistics_hu).to(parameter.dtype, memory_format=torch.channels_last)
-            logits = network.quarter_logits(images)
-            if logits.dtype == torch.float16 and not logits.sum(dtype=torch.float32).isfinite():
-                raise RuntimeError("the logits overflow float16")  # argmax of NaN would be a mask like any other
+        for part, logits in slabs.per_slice(steps, slices_per_step):
             body_labels[part] = decide(logits)[centre].cpu().numpy()
             on_step(part.stop)
     return labels
+
+
+def _quarter_logits(
+    network: torch.nn.Module,
+    hu: np.ndarray,
+    statistics_hu: tuple[float, float],
+    framed: tuple[int, int],
+    centre: tuple[slice, ...],
+) -> torch.Tensor:
+    """Of one step, its slices at the centre of a frame of air."""
+    parameter = next(network.parameters())
+    slices = torch.from_numpy(hu).to(parameter.device)
+    frames = slices.new_full((len(slices), 1, *framed), WINDOW_HU[0])
+    frames[centre] = slices[:, None]
+    images = normalise(frames, *statistics_hu).to(parameter.dtype, memory_format=torch.channels_last)
+    logits = network.quarter_logits(images)
+    if logits.dtype == torch.float16 and not logits.sum(dtype=torch.float32).isfinite():
+        raise RuntimeError("the logits overflow float16")  # argmax of NaN would be a mask like any other
+    return logits

@@ -5,12 +5,14 @@ header that names another file must never be followed. What is rare is refused b
 """
 
 import re
+from collections.abc import Sequence
 
 import numpy as np
 
 from app.errors import InputError
 from app.geometry import LPS_TO_RAS, is_invertible
-from app.nifti import Header, mask_header_of
+from app.maskheader import mask_header_of
+from app.nifti import Header
 
 LONGEST_HEADER = 1 << 16  # bytes
 
@@ -72,14 +74,15 @@ def parse_metaimage(raw: bytes) -> Header:
         if fields.numbers(name, [0]) != [0]:
             raise InputError(f"{name} = {fields.text(name)} is not supported")
     big_endian = fields.first("BinaryDataByteOrderMSB", "ElementByteOrderMSB", default="False").lower() == "true"
-    axes = fields.numbers_of("TransformMatrix", "Rotation", "Orientation", default=np.eye(3).ravel(), count=9)
-    spacing = fields.numbers_of("ElementSpacing", "ElementSize", count=3)
+    sizes = fields.sizes("DimSize", "NDims")
+    n = len(sizes)
+    axes = fields.numbers_of("TransformMatrix", "Rotation", "Orientation", default=np.eye(n).ravel(), count=n * n)
     return _header(
-        sizes=fields.sizes("DimSize", "NDims"),
+        sizes=sizes[:3],
         dtype=fields.dtype("ElementType", _META_TYPES, "big" if big_endian else "little"),
-        axes=np.reshape(axes, (3, 3)).T,  # the file has one direction after the other
-        spacing=spacing,
-        origin=fields.numbers_of("Offset", "Position", "Origin", default=[0, 0, 0], count=3),
+        axes=np.reshape(axes, (n, n))[:3, :3].T,  # the file has one direction after the other
+        spacing=fields.numbers_of("ElementSpacing", "ElementSize", count=n)[:3],
+        origin=fields.numbers_of("Offset", "Position", "Origin", default=[0] * n, count=n)[:3],
         to_ras=LPS_TO_RAS,
         offset=end.end(),
         compression="zlib" if fields.text("CompressedData", "False").lower() == "true" else None,
@@ -104,17 +107,20 @@ def parse_nrrd(raw: bytes) -> Header:
             raise InputError(f"{name} is not supported")
 
     space = fields.text("space", "").lower()
-    to_ras, axes, spacing = _NRRD_SPACES.get(space), np.eye(3), [1, 1, 1]
-    if fields.text("space directions", ""):
+    to_ras, axes = _NRRD_SPACES.get(space), np.eye(3)
+    directions = re.findall(r"none|\(", fields.text("space directions", ""))  # "none" of an axis that is not in space
+    spatial = [axis for axis, direction in enumerate(directions) if direction != "none"] if directions else [0, 1, 2]
+    sizes = fields.sizes("sizes", "dimension", spatial)
+    if directions:
         if to_ras is None:
             raise InputError(f"space {space!r} is not one of LPS, RAS, LAS")
         axes = np.reshape(fields.numbers_of("space directions", count=9), (3, 3)).T
         spacing = np.linalg.norm(axes, axis=0)
         axes = axes / np.where(spacing > 0, spacing, 1)
     else:
-        spacing = fields.numbers_of("spacings", count=3)
+        spacing = fields.numbers_of("spacings", count=len(sizes))[:3]
     return _header(
-        sizes=fields.sizes("sizes", "dimension"),
+        sizes=[sizes[axis] for axis in spatial],
         dtype=fields.dtype("type", _NRRD_TYPES, fields.text("endian", "")),
         axes=axes,
         spacing=spacing,
@@ -146,7 +152,7 @@ class _Fields:
         if default is not None and name not in self._values:
             return default
         try:
-            return [float(word) for word in _NUMBER.findall(self.text(name))]
+            return [float(word) for word in _NUMBER.findall(self.text(name)) if word != "none"]
         except ValueError:
             raise InputError(f"its header's {name} is not made of numbers: {self.text(name)[:60]!r}") from None
 
@@ -157,16 +163,16 @@ class _Fields:
             raise InputError(f"its header's {name} has {len(values)} numbers, not {count}")
         return values
 
-    def sizes(self, name: str, dimension_name: str) -> list[int]:
+    def sizes(self, name: str, dimension_name: str, spatial: Sequence[int] = (0, 1, 2)) -> list[int]:
+        """Of all axes; those that are not spatial have a size of 1."""
         values = self.numbers(name)
         if [len(values)] != self.numbers(dimension_name):
             raise InputError(f"its header's {name} and {dimension_name} contradict each other")
         if any(value != value // 1 or not 1 <= value < 2**15 for value in values):  # 2**15: of a NIfTI mask
             raise InputError(f"the header declares a size of {self.text(name)[:60]}")
-        if len(values) < 3 or max(values[3:], default=1) > 1:
+        others = [value for axis, value in enumerate(values) if axis not in spatial]
+        if len(values) - len(others) != 3 or len(values) > 7 or max(others, default=1) > 1:
             raise InputError(f"a {len(values)}-D image ({self.text(name)[:60]}), not one volume")
-        if len(values) > 3:
-            raise InputError(f"a {len(values)}-D image: convert it to a 3-D one")
         return [int(value) for value in values]
 
     def dtype(self, name: str, types: dict[str, str], endian: str) -> np.dtype:
@@ -180,12 +186,14 @@ class _Fields:
 
 
 def _header(*, sizes, dtype, axes, spacing, origin, to_ras, offset, compression) -> Header:
-    if not all(0 < size < np.inf for size in spacing):
-        raise InputError("voxel spacing " + " x ".join(f"{size:g}" for size in spacing) + " is not positive")
+    sized = "voxel spacing " + " x ".join(f"{size:g}" for size in spacing)
+    if not all(0 < abs(size) < np.inf for size in spacing):
+        raise InputError(f"{sized} is not positive")
     affine = np.eye(4)
     affine[:3, :3] = to_ras @ axes * spacing
     affine[:3, 3] = to_ras @ origin
     if not np.isfinite(affine).all() or not is_invertible(affine):
         raise InputError("its directions are singular: they give no orientation")
+    warnings = (f"{sized} is negative: the axis runs the other way, as ITK takes it",) if min(spacing) < 0 else ()
     shape = (sizes[2], sizes[1], sizes[0])
-    return Header(shape, dtype, 1.0, 0.0, affine, offset, compression, mask_header_of(shape, affine))
+    return Header(shape, dtype, 1.0, 0.0, affine, (offset,), compression, mask_header_of(shape, affine), warnings)

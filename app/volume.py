@@ -21,12 +21,13 @@ import numpy as np
 from app.errors import InputError
 from app.formats import REFUSED, SUFFIXES
 from app.geometry import Geometry, geometry_of
-from app.nifti import HEADER_BYTES, Header, parse_nifti
+from app.nifti import Header, parse_nifti
+from app.niftifields import NIFTI2_BYTES
 from app.stream import Stream, chunks_of, inflated, take
 from app.textheader import LONGEST_HEADER, parse_metaimage, parse_nrrd
 from app.voxels import fill
 
-_NIFTI = (parse_nifti, HEADER_BYTES)  # parser, bytes of the file it must see
+_NIFTI = (parse_nifti, NIFTI2_BYTES)  # parser, bytes of the file it must see
 _PARSERS = {
     ".nii.gz": _NIFTI,
     ".nii": _NIFTI,
@@ -34,7 +35,8 @@ _PARSERS = {
     ".nrrd": (parse_nrrd, LONGEST_HEADER),
 }
 _DEFLATE_RATIO = 1032  # no deflate stream holds more bytes than this per byte of its own
-_PADDING_BYTES = 512  # bytes that some writers leave behind the last voxel
+_TAIL_BYTES = 512  # that some writers leave behind the last voxel, whatever they hold
+_ZEROS_BYTES = 8 << 20  # longest tail of zeros: a file filled up to blocks of up to 4 MiB, not a swollen one
 
 
 @dataclass
@@ -46,20 +48,22 @@ class Volume:
             nibabel's and ITK's `DICOMOrient` words, stored z, y, x).
         geometry: For `maskfile.write_mask`.
         warnings: One line each, without the file's name.
-        sha256: Hex digest of the file's bytes as they were read.
+        sha256: Hex digest of the file's bytes as they were read; of a DICOM series see `series_sha256`.
+        files_sha256: Of each file of a DICOM series; empty for a single file.
     """
 
     hu: np.ndarray
     geometry: Geometry
     warnings: tuple[str, ...]
     sha256: str
+    files_sha256: tuple[str, ...] = ()
 
 
 def read_volume(path: Path) -> Volume:
     """Read a CT, in one pass over the file.
 
     Args:
-        path: A .nii.gz, .nii (NIfTI-1), .mha or .nrrd file that holds one 3-D volume of numbers.
+        path: A .nii.gz, .nii (NIfTI-1 or 2), .mha or .nrrd file that holds one 3-D volume of numbers.
 
     Returns:
         The reoriented volume; values rounded to whole HU and saturated to int16.
@@ -102,13 +106,15 @@ def _read(path: Path) -> Volume:
         _check_size(header, before.st_size, compressed)
 
         stream = Stream(chain([head], chunks))
-        stream.skip(header.offset)
+        stream.skip(_offset(path, header, compressed, warnings))
         if header.compression:
             stream = Stream(inflated(stream.rest(), header.compression, warnings))
         geometry, geometry_warnings = geometry_of(header.shape, header.affine, header.mask_header)
         hu = np.empty(geometry.shape, np.int16)
-        fill(geometry.in_file_order(hu), header, stream)
-        _check_end(stream, warnings)
+        slices = geometry.in_file_order(hu)
+        fill(slices, header, stream)
+        # Zeros behind a last voxel of zero may stand in for voxels that are lost.
+        _check_end(stream, _TAIL_BYTES if slices[-1, -1, -1] == round(header.inter) else _ZEROS_BYTES, warnings)
         after = os.fstat(file.fileno())
         if (after.st_size, after.st_mtime_ns) != (before.st_size, before.st_mtime_ns):
             raise InputError("the file changed while it was read")
@@ -130,21 +136,44 @@ def _format(path: Path) -> tuple[Callable[[bytes], Header], int]:
     raise InputError("unknown kind of file: " + ", ".join(SUFFIXES) + " and DICOM are read")
 
 
+def _offset(path: Path, header: Header, compressed: bool, warnings: list[str]) -> int:
+    """Bytes before the first voxel; where the header does not say it, the last voxel must end the file."""
+    if len(header.offsets) == 1:
+        return header.offsets[0]
+    length = path.stat().st_size
+    if compressed:
+        length, longest = 0, header.voxel_bytes + max(header.offsets)
+        with open(path, "rb", buffering=0) as file:
+            for chunk in inflated(chunks_of(file, hashlib.sha256()), "gzip", []):
+                length += len(chunk)
+                if length > longest:
+                    break
+    offset = length - header.voxel_bytes
+    if offset not in header.offsets:
+        raise InputError("its header does not say where its voxels begin, and its length does not tell")
+    warnings.append(f"its header does not say where its voxels begin: at byte {offset}, by its length")
+    return offset
+
+
 def _check_size(header: Header, file_bytes: int, compressed: bool) -> None:
     """Refuse what the file cannot hold or the machine cannot, before any memory is taken."""
-    voxels = int(np.prod(header.shape, dtype=object))
-    declared = voxels * header.dtype.itemsize
+    declared = header.voxel_bytes
     size = f"{' x '.join(map(str, reversed(header.shape)))} voxels of {header.dtype.itemsize} bytes"
-    available = file_bytes - (0 if compressed else header.offset)
+    available = file_bytes - (0 if compressed else header.offsets[0])
     if compressed or header.compression:
         if declared > available * _DEFLATE_RATIO:
             raise InputError(f"its header declares {size}, more than {file_bytes} bytes can hold compressed")
     elif declared > available:
         raise InputError(f"its header declares {size}, but {max(available, 0)} bytes follow it: truncated?")
-    elif available > declared + _PADDING_BYTES:
+    elif available > declared + _ZEROS_BYTES:
         raise InputError(f"its header declares {size}, but {available} bytes follow it")
-    if 2 * voxels > _memory_bytes():
-        raise InputError(f"its header declares {size}, more than the memory of this machine")
+    check_memory(header.shape)
+
+
+def check_memory(shape: tuple[int, int, int]) -> None:
+    """Refuse a volume of int16 that the machine cannot hold."""
+    if 2 * int(np.prod(shape, dtype=object)) > _memory_bytes():
+        raise InputError(f"{' x '.join(map(str, reversed(shape)))} voxels: more than the memory of this machine")
 
 
 def _memory_bytes() -> int:
@@ -156,12 +185,13 @@ def _memory_bytes() -> int:
     return min(limits)
 
 
-def _check_end(stream: Stream, warnings: list[str]) -> None:
+def _check_end(stream: Stream, longest_zeros: int, warnings: list[str]) -> None:
     """Read to the end, where checksums are verified, and refuse a file that holds more than it declares."""
-    excess = 0
+    excess, zeros = 0, True
     for chunk in stream.rest():
         excess += len(chunk)
-        if excess > _PADDING_BYTES:
+        zeros = zeros and not np.frombuffer(chunk, np.uint8).any()
+        if excess > (longest_zeros if zeros else _TAIL_BYTES):
             raise InputError("it holds more voxels than its header declares")
     if excess:
         warnings.append(f"{excess} bytes behind the last voxel are ignored")

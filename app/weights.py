@@ -17,6 +17,7 @@ from app.network import OUTPUT_STRIDE, DeepLabV3Plus
 from app.preprocess import WINDOW_HU
 
 FORMAT = 1
+SLICE_MM = 3.0  # of files that do not say, the shipped one among them: half of its training slices were 3 mm thick
 CLASSES = ("Background", *(organ.abbreviation for organ in ORGANS))
 
 
@@ -33,6 +34,7 @@ class Weights:
         sha256: Of the file.
         frame_px: In-plane size of what training showed the network: slices, or crops of them.
         spacing_mm: (lowest, highest) in-plane spacing seen in training.
+        slice_mm: Thickness of slices seen in training, the median.
         switched_off: Label values that no training case annotates; the network never gives them.
     """
 
@@ -40,6 +42,7 @@ class Weights:
     sha256: str
     frame_px: int
     spacing_mm: tuple[float, float]
+    slice_mm: float
     switched_off: tuple[int, ...]
 
     def network(self, device: torch.device, dtype: torch.dtype) -> nn.Module:
@@ -79,9 +82,12 @@ def load_weights(path: Path) -> Weights:
         if tuple(info["window_hu"]) != WINDOW_HU:
             raise WeightsError(f"{path}: made for the window {info['window_hu']} HU, not {list(WINDOW_HU)}")
         (low, high), frame_px = map(float, info["spacing_mm"]), int(info["frame_px"])
+        slice_mm = float(info.get("slice_mm", SLICE_MM))
         if not 0 < low <= high or frame_px <= 0 or frame_px % OUTPUT_STRIDE:
             raise WeightsError(f"{path}: impossible spacing {low} to {high} mm or frame of {frame_px} pixels")
-        weights = Weights(state, sha256, frame_px, (low, high), tuple(info["switched_off"]))
+        if not slice_mm > 0:
+            raise WeightsError(f"{path}: impossible slice thickness of {slice_mm} mm")
+        weights = Weights(state, sha256, frame_px, (low, high), slice_mm, tuple(info["switched_off"]))
         weights.network(torch.device("meta"), torch.float32)  # names and shapes fit
     except WeightsError:
         raise

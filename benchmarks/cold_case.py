@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 from collections import defaultdict
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,8 +24,7 @@ import torch
 
 from app.__main__ import WEIGHTS
 from app.device import slices_per_step
-from app.postprocess import clean
-from app.preprocess import clipped_statistics
+from app.inference import segment_volume
 from app.segment import segment
 from app.volume import read_volume
 from app.weights import load_weights
@@ -71,14 +71,15 @@ def ours_entry(cost, samples, record: dict, options) -> dict:
 
 def float32_mask(scan: Path, options) -> np.ndarray:
     """The mask that our pipeline gives in float32, of the scan as it is."""
-    weights, hu = load_weights(options.weights), read_volume(scan).hu
+    weights, volume = load_weights(options.weights), read_volume(scan)
     device = torch.device(options.device)
     torch.set_num_threads(options.threads)
-    step = slices_per_step(device, 2048, weights.frame_px**2)
     torch.backends.cudnn.allow_tf32 = False  # its mantissa is no longer than float16's
-    labels = segment(weights.network(device, torch.float32), hu, clipped_statistics(hu), step, weights.frame_px)
-    clean(labels)
-    return labels
+    step = slices_per_step(device, 2048, weights.frame_px**2)
+    network = weights.network(device, torch.float32)
+    segment_slices = partial(segment, network, slices_per_step=step, frame_px=weights.frame_px)
+    spacing_mm = volume.geometry.spacing_mm
+    return segment_volume(segment_slices, volume.hu, spacing_mm, weights.spacing_mm, weights.slice_mm).labels
 
 
 def profile(scan: Path, outputs: Path, options) -> dict:

@@ -26,6 +26,13 @@ def cpu_flags(cpuinfo: Path = Path("/proc/cpuinfo")) -> list[str]:
     return [flag for flag in FLAGS if flag in have]
 
 
+def dtypes(device: str) -> tuple[torch.dtype, ...]:
+    """Number formats that the network runs in. oneDNN convolves no bfloat16, not even slowly, without AVX-512."""
+    if device == "cuda":
+        return torch.float32, torch.bfloat16, torch.float16
+    return (torch.float32, torch.bfloat16) if torch.ops.mkldnn._is_mkldnn_bf16_supported() else (torch.float32,)
+
+
 def result_path(name: str, device: str) -> Path:
     """Of the result file: the GPU's stand beside the CPU's."""
     return Path(__file__).parents[1] / "results" / f"benchmark_{name}{'_cuda' if device == 'cuda' else ''}.json"

@@ -16,10 +16,9 @@ from app.__main__ import WEIGHTS
 from app.fuse import fold_batch_norm, fuse
 from app.network import DeepLabV3Plus
 from app.weights import load_weights
-from benchmarks.machine import provenance, result_path
+from benchmarks.machine import dtypes, provenance, result_path
 from training.results import write
 
-DTYPES = {"cpu": (torch.float32, torch.bfloat16), "cuda": (torch.float32, torch.bfloat16, torch.float16)}
 MATRIX = {"cpu": 4096, "cuda": 16384}  # rows and columns: large enough that more does not help
 FORMATS = {"NCHW": torch.contiguous_format, "NHWC": torch.channels_last}
 FORMS = {  # what is done to the network, how it is called, in which memory formats
@@ -76,7 +75,7 @@ def main(arguments: list[str] | None = None) -> None:
     state = load_weights(options.weights).state
     peak_tflops, measurements = {}, []
     with torch.inference_mode():
-        for dtype in DTYPES[device]:
+        for dtype in dtypes(device):
             name = "TF32" if dtype == torch.float32 and device == "cuda" else str(dtype).removeprefix("torch.")
             peak_tflops[name] = matmul_tflops(device, dtype, options)
             for form, (_, statement, layouts) in FORMS.items():

@@ -1,7 +1,8 @@
 """Time and memory against the size of the scan, whole processes: `python -m benchmarks.scaling`.
 
-More slices at one size, then other sizes. What is claimed: time is linear in the slices, and the peak of memory is
-the int16 volume, the uint8 mask and something that does not grow.
+More slices at one size, then other sizes, then one body in slices of several thicknesses. What is claimed: time is
+linear in the slices that are not averaged to slabs, and the peak of memory is the int16 volume, the uint8 mask and
+something that does not grow.
 """
 
 import argparse
@@ -19,11 +20,11 @@ from training.results import write
 VOXEL_BYTES = 3  # int16 HU and uint8 label
 
 
-def measure(shape_zyx: tuple[int, int, int], options) -> dict:
+def measure(shape_zyx: tuple[int, int, int], options, slice_mm: float | None = None) -> dict:
     """One scan, one process."""
     with tempfile.TemporaryDirectory(prefix="scaling-") as folder:
         scan = Path(folder) / "scan_0000.nii.gz"
-        make_scan(scan, shape_zyx, options.source, level=1)
+        make_scan(scan, shape_zyx, options.source, level=1, slice_mm=slice_mm)
         cost, record = run_app(scan, Path(folder) / "masks", options.weights, options.device, options.threads)
     volumes_mib = VOXEL_BYTES * math.prod(shape_zyx) / 2**20
     print(
@@ -34,6 +35,7 @@ def measure(shape_zyx: tuple[int, int, int], options) -> dict:
         **cost._asdict(),
         "volumes_mib": volumes_mib,
         "rest_mib": cost.peak_rss_mib - volumes_mib,
+        "slices_per_slab": record["cases"][0]["slices_per_slab"],
         "peak_gpu_mib": record["monitor"]["peak_gpu_mib"],
         "torch_reserved_mib": record["monitor"]["peak_torch_reserved_mib"],
     }
@@ -59,6 +61,9 @@ def main(arguments: list[str] | None = None) -> None:
     add("--slices", type=int, nargs="+", default=[30, 75, 150, 300, 600, 1200], metavar="N",
         help="of scans of the first size (default: 30 75 150 300 600 1200)")  # fmt: skip
     add("--sizes", type=int, nargs="+", default=[512, 256, 768], metavar="PX", help="sides (default: 512 256 768)")
+    add("--slice-mm", type=float, nargs="*", default=[2.5, 1.25, 0.625], metavar="MM",
+        help="thicknesses of the slices of a body of --length-mm (default: 2.5 1.25 0.625)")  # fmt: skip
+    add("--length-mm", type=float, default=750, metavar="MM", help="(default: %(default)s)")
     add("--source", type=Path, default=EXAMPLE, help="CT whose slices are used (default: the shipped example)")
     add("--weights", type=Path, default=WEIGHTS, help="(default: the shipped ones)")
     add("-o", "--output", type=Path, help="result file (default: results/benchmark_scaling[_cuda].json)")
@@ -67,10 +72,15 @@ def main(arguments: list[str] | None = None) -> None:
     middle = sorted(options.slices)[(len(options.slices) - 1) // 2]
     by_slices = [measure((slices, first, first), options) for slices in sorted(options.slices)]
     by_size = [measure((middle, size, size), options) for size in others]
+    by_thickness = [
+        {"slice_mm": mm, **measure((round(options.length_mm / mm), first, first), options, mm)}
+        for mm in options.slice_mm
+    ]
     result = {
         **provenance(options.device, options.threads),
         "by_slices": by_slices,
         "by_size": by_size,
+        "by_thickness": by_thickness,
         "line": line(by_slices),
     }
     output = options.output or result_path("scaling", options.device)

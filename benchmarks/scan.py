@@ -1,6 +1,7 @@
 """A scan of any size, made of a real one's slices: mirrored at each end, so that it has no seams."""
 
 import gzip
+import math
 import struct
 from pathlib import Path
 
@@ -9,7 +10,13 @@ import numpy as np
 EXAMPLE = Path(__file__).parents[1] / "examples" / "tcga_lihc_a3kf_art_0000.nii.gz"
 
 
-def make_scan(path: Path, shape_zyx: tuple[int, int, int], source: Path = EXAMPLE, level: int = 6) -> None:
+def make_scan(
+    path: Path,
+    shape_zyx: tuple[int, int, int],
+    source: Path = EXAMPLE,
+    level: int = 6,
+    slice_mm: float | None = None,
+) -> None:
     """Write a CT.
 
     Args:
@@ -18,6 +25,7 @@ def make_scan(path: Path, shape_zyx: tuple[int, int, int], source: Path = EXAMPL
             mirrored at its borders.
         source: Little-endian int16 NIfTI-1, .nii.gz.
         level: Of gzip.
+        slice_mm: Thickness of the slices; None: the source's. Thinner ones repeat its slices: as long a body.
 
     Raises:
         ValueError: The source is of another kind.
@@ -30,7 +38,11 @@ def make_scan(path: Path, shape_zyx: tuple[int, int, int], source: Path = EXAMPL
     voxels = np.frombuffer(content, "<i2", depth * height * width, int(offset)).reshape(depth, height, width)
     header = bytearray(content[: int(offset)])
     struct.pack_into("<3h", header, 42, *reversed(shape_zyx))
-    z = mirrored(0, shape_zyx[0], depth)
+    source_mm = struct.unpack_from("<f", content, 88)[0]
+    thinner = slice_mm / source_mm if slice_mm else 1.0
+    for offset in (88, 288, 304, 320):  # pixdim[3], and the third column of srow_x, srow_y, srow_z
+        struct.pack_into("<f", header, offset, struct.unpack_from("<f", content, offset)[0] * thinner)
+    z = mirrored(0, math.ceil(shape_zyx[0] * thinner), depth)[(np.arange(shape_zyx[0]) * thinner).astype(int)]
     y, x = (mirrored((have - want) // 2, want, have) for want, have in zip(shape_zyx[1:], (height, width), strict=True))
     with gzip.open(path, "wb", level) as file:
         file.write(header)

@@ -7,7 +7,6 @@ uses when idle is measured first: the organizers do not subtract it, but it tell
 """
 
 import argparse
-import csv
 import json
 import os
 import shlex
@@ -25,9 +24,10 @@ from typing import NamedTuple
 
 import psutil
 
-from app.cases import Case, find_cases
+from app.cases import Case, case_name, find_cases
 from app.errors import UsageError
 from evaluation import paper
+from evaluation.output import say, write_csv, write_text
 
 INTERVAL_S = 0.1
 IDLE_S = 5.0
@@ -257,7 +257,7 @@ def image_subject(image: str, gpu_number: int | None) -> Subject:
 
 def _docker(*arguments: str) -> None:
     try:
-        done = subprocess.run(["docker", *arguments], capture_output=True, text=True)
+        done = subprocess.run(["docker", *arguments], capture_output=True, encoding="utf-8", errors="replace")
     except OSError as error:
         raise UsageError(f"docker cannot be started ({error.strerror}); --command measures without it") from None
     if done.returncode:
@@ -295,13 +295,14 @@ class Measurement(NamedTuple):
 
 def measure_case(case: Case, outputs: Path, subject: Subject, gpu: Gpu | None) -> Measurement:
     """Run one case alone; what it prints goes to `<stem>.log`."""
-    stem = case.input.name.removesuffix(".gz").rsplit(".", 1)[0]
-    mask_before, records_before = _state(case.mask), set(outputs.glob("logs/*/run.json"))
+    at_top = case.series is None and case_name(case.input) == case.name
+    stem = case.input.name.removesuffix(".gz").rsplit(".", 1)[0] if at_top else case.name
+    mask_before, records_before = _state(case.mask), set(outputs.glob("logs/[!.]*/run.json"))
     log = outputs / FOLDER / f"{stem}.log"
     with tempfile.TemporaryDirectory(prefix="flare22-inputs-") as folder, log.open("w", encoding="utf-8") as output:
         inputs = Path(folder)
         inputs.chmod(0o755)  # the container may run as another user
-        shutil.copy(case.input, inputs)
+        _copy_alone(case, inputs)
         command = subject.command(inputs, outputs)
         with Sampler(gpu) as sampler:
             start_s = time.perf_counter()
@@ -313,13 +314,25 @@ def measure_case(case: Case, outputs: Path, subject: Subject, gpu: Gpu | None) -
             seconds = time.perf_counter() - start_s
     error = None
     if status.returncode:
-        error = f"exit status {status.returncode}: {_complaint(log.read_text(errors='replace'))}"
+        error = f"exit status {status.returncode}: {_complaint(log.read_text(encoding='utf-8', errors='replace'))}"
     elif _state(case.mask) in (None, mask_before):
         error = f"exit status 0, but no mask {case.mask}"
     elif sampler.fault:
         error = sampler.fault
-    program_s = _program_seconds(set(outputs.glob("logs/*/run.json")) - records_before)
+    program_s = _program_seconds(set(outputs.glob("logs/[!.]*/run.json")) - records_before)
     return Measurement(stem, figures_of(seconds, sampler.samples), sampler.samples, program_s, error)
+
+
+def _copy_alone(case: Case, inputs: Path) -> None:
+    """Copy a case's files into an empty folder, under names that make its mask's name there too."""
+    if case.series:
+        (inputs / case.name).mkdir()
+        for number, path in enumerate(case.files):  # files of several folders may have one name
+            shutil.copy(path, inputs / case.name / f"{number}_{path.name}")
+    elif case_name(case.input) == case.name:
+        shutil.copy(case.input, inputs)
+    else:  # from a folder below
+        shutil.copy(case.input, inputs / (case.name + case.input.name[len(case_name(case.input)) :]))
 
 
 def _state(path: Path) -> tuple[int, int] | None:
@@ -357,7 +370,7 @@ def write_case(folder: Path, measurement: Measurement, idle: Idle) -> None:
         "idle": idle._asdict(),
         "error": measurement.error,
     }
-    (folder / f"{measurement.stem}.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    write_text(folder / f"{measurement.stem}.json", json.dumps(content, indent=1) + "\n")
     for name, label, values, idle_value in (
         ("GPU", "GPU memory (MB)", samples.gpu_mib, idle.gpu_mib),
         ("CPU", "CPU utilisation (%)", samples.cpu_used_percent, idle.cpu_percent),
@@ -384,22 +397,21 @@ def _plot(path: Path, label: str, values: Sequence[float], idle: float | None) -
     figure.savefig(path, dpi=100)
 
 
-def write_csv(path: Path, measurements: Sequence[Measurement]) -> None:
+def write_table(path: Path, measurements: Sequence[Measurement]) -> None:
     """Their columns and rounding, sorted by name; a case that failed has empty cells, as have the GPU's without one."""
     digits = (2, 0, 0, 2, 2, 2, 0)
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(COLUMNS)
-        for measurement in sorted(measurements):
-            cells = [
-                "" if value is None or measurement.error else round(float(value), places)
-                for value, places in zip(measurement.figures, digits, strict=True)
-            ]
-            writer.writerow([f"{measurement.stem}.nii.gz", *cells])
+    rows: list[Sequence] = [COLUMNS]
+    for measurement in sorted(measurements):
+        cells = [
+            "" if value is None or measurement.error else round(float(value), places)
+            for value, places in zip(measurement.figures, digits, strict=True)
+        ]
+        rows.append([f"{measurement.stem}.nii.gz", *cells])
+    write_csv(path, rows)
 
 
-def format_table(measurements: Sequence[Measurement], idle: Idle) -> str:
-    """For the terminal: each case and the mean, as the organizers see it and above the idle machine."""
+def format_table(measurements: Sequence[Measurement], idle: Idle) -> list[str]:
+    """Lines for the terminal: each case and the mean, as the organizers see it and above the idle machine."""
     done = [measurement for measurement in measurements if not measurement.error]
     heads = ("s", "GPU MB", "AUC GPU", "CPU %", "AUC CPU", "RAM MB", "AUC RAM")
     width = max([len(m.stem) for m in done] + [24])
@@ -423,7 +435,7 @@ def format_table(measurements: Sequence[Measurement], idle: Idle) -> str:
         paper.SECONDS_PER_CASE, paper.MAX_GPU_MB, paper.AUC_GPU_MB_S, None, paper.AUC_CPU_PERCENT_S, None, None
     )
     add("the paper (mean)", published)
-    return "\n".join(lines)
+    return lines
 
 
 def _mean(rows: Sequence[Figures]) -> Figures:
@@ -467,38 +479,39 @@ def main(argv: Sequence[str] | None = None) -> int:
         folder.mkdir(parents=True, exist_ok=True)
         idle = measure_idle(gpu, arguments.idle_s)
     except (UsageError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        say(f"error: {error}", sys.stderr)
         return WRONG_USE
-    print(
+    say(
         f"idle machine: {'no GPU' if idle.gpu_mib is None else f'GPU {idle.gpu_mib:.0f} MB'}, "
-        f"CPU {idle.cpu_percent:.1f} %, RAM {idle.ram_mib:.0f} MB",
-        flush=True,
+        f"CPU {idle.cpu_percent:.1f} %, RAM {idle.ram_mib:.0f} MB"
     )
     floor_percent = 100 / (psutil.cpu_count() + 1)  # what `cpu_shares` makes of no use at all
     if idle.cpu_percent > floor_percent + BUSY_PERCENT:
-        print(
+        say(
             f"warning: this machine is not idle (doing nothing reads {floor_percent:.1f} %): "
             "time and CPU figures are not to be relied on",
-            file=sys.stderr,
+            sys.stderr,
         )
     measurements = []
     for case in cases:
         measurement = measure_case(case, outputs, subject, gpu)
         measurements.append(measurement)
         write_case(folder, measurement, idle)
-        write_csv(folder / f"{subject.team}_Efficiency.csv", measurements)
+        write_table(folder / f"{subject.team}_Efficiency.csv", measurements)
         if measurement.error:
-            print(f"error: {case.name}: {measurement.error}", file=sys.stderr, flush=True)
+            say(f"error: {case.name}: {measurement.error}", sys.stderr)
         else:
-            print(f"{case.name}: {measurement.figures.seconds:.2f} s", flush=True)
+            say(f"{case.name}: {measurement.figures.seconds:.2f} s")
     if gpu:
         gpu.close()
     failed = [measurement.stem for measurement in measurements if measurement.error]
     if len(failed) < len(measurements):
-        print(f"\n{format_table(measurements, idle)}")
-    print(f"\nmeasurements in {folder}")
+        for line in ["", *format_table(measurements, idle)]:
+            say(line)
+    say("")
+    say(f"measurements in {folder}")
     if failed:
-        print(f"error: failed: {', '.join(failed)}", file=sys.stderr)
+        say(f"error: failed: {', '.join(failed)}", sys.stderr)
     return SOME_FAILED if failed else 0
 
 

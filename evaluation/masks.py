@@ -5,6 +5,7 @@ array axis is our first one (nibabel's x, y, z seen as z, y, x, without a copy).
 """
 
 import gzip
+import math
 import zlib
 from pathlib import Path
 from typing import NamedTuple
@@ -16,6 +17,7 @@ from nibabel.spatialimages import HeaderDataError
 from nibabel.wrapstruct import WrapStructError
 
 from app.labels import NUM_CLASSES
+from app.nifti import mm_per_unit
 
 _NIBABEL_ERRORS = (ImageFileError, HeaderDataError, WrapStructError)
 _SAME_PLACE_VOXELS = 0.1  # two grids agree if no corner of one lies further from the other's: headers are float32
@@ -45,8 +47,8 @@ def read_mask(path: Path) -> Mask:
     """Read a NIfTI mask (.nii.gz or .nii) whole, checksum included.
 
     Raises:
-        MaskError: The file is missing, no NIfTI, truncated or damaged, not three-dimensional, or holds anything
-            but whole numbers from 0 to 13.
+        MaskError: The file is missing, no NIfTI, truncated or damaged, not one volume (further dimensions must be
+            of size 1), without a voxel size, or holds anything but whole numbers from 0 to 13.
     """
     opener = gzip.open if path.name.endswith(".gz") else open
     try:
@@ -58,11 +60,17 @@ def read_mask(path: Path) -> Mask:
         raise MaskError(f"{path}: no such file") from None
     except (OSError, EOFError, ValueError, zlib.error, *_NIBABEL_ERRORS) as error:
         raise MaskError(f"{path}: cannot be read as NIfTI ({error})") from error
-    if stored.ndim != 3:
+    if stored.ndim < 3 or max(stored.shape[3:], default=1) > 1:
         raise MaskError(f"{path}: a mask has 3 dimensions, this file has {stored.ndim}: {stored.shape}")
-    spacing_mm = tuple(float(zoom) for zoom in reversed(image.header.get_zooms()))
-    labels = _to_labels(stored.T, image.dataobj.slope, image.dataobj.inter, path)
-    return Mask(path, labels, spacing_mm, image.affine)
+    mm = mm_per_unit(int(image.header["xyzt_units"]))
+    # The decimal that was meant is converted, not the float32 beside it: a distance may be the very tolerance.
+    spacing_mm = tuple(float(np.float32(float(str(zoom)) * mm)) for zoom in reversed(image.header.get_zooms()[:3]))
+    if not all(0 < length < math.inf for length in spacing_mm):
+        raise MaskError(f"{path}: its voxels measure {' x '.join(f'{length:g}' for length in spacing_mm[::-1])} mm")
+    affine = image.affine.copy()
+    affine[:3] *= mm
+    labels = _to_labels(stored.reshape(stored.shape[:3]).T, image.dataobj.slope, image.dataobj.inter, path)
+    return Mask(path, labels, spacing_mm, affine)
 
 
 def _to_labels(stored: np.ndarray, slope: float, inter: float, path: Path) -> np.ndarray:

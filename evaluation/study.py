@@ -1,4 +1,4 @@
-"""The tables of README and model card, from committed result files: `python -m evaluation.study --write`.
+"""The tables of README, docs and benchmarks, from committed result files: `python -m evaluation.study --write`.
 
 `<!-- table: NAME -->` ... `<!-- end -->` in a Markdown file is filled with the table NAME; `--check` fails when
 one is out of date. NAME or NAME.PART is of the result file NAME.json, as these commands write it:
@@ -19,10 +19,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from app.labels import ORGANS
+from app.progress import one_line
 from evaluation import paper
+from evaluation.output import say, write_text
 
 ROOT = Path(__file__).resolve().parents[1]
-FILES = ("README.md", "benchmarks/README.md")
+FILES = ("README.md", "docs/results.md", "docs/reliability.md", "benchmarks/README.md")
 ERROR_EXIT, STALE_EXIT = 2, 1
 
 _BLOCK = re.compile(r"^(<!-- table: (\S+) -->\n)(.*?)^(<!-- end -->)$", re.MULTILINE | re.DOTALL)
@@ -38,7 +40,7 @@ def crossvalidation(result: dict) -> str:
     organs = _scored(ours)
     rows = [[organ, _mean_and_sd(ours[organ]), *_paper(organ)] for organ in organs]
     rows.append(["**Average**", f"**{ours['mean']['mean']:.3f}**", *_paper_average(organs)])
-    patients = sorted(name for fold in result["folds"] for name in fold["dsc"])
+    patients = sorted(one_line(name) for fold in result["folds"] for name in fold["dsc"])
     table = _markdown(["DSC", "ours, held-out patients", *_PAPER_HEADS], rows)
     return (
         f"{table}\n{_not_scored(organs)}Ours: {len(patients)} patients ({', '.join(patients)}) whom the scored network "
@@ -156,7 +158,7 @@ def network(result: dict) -> str:
 
 def scaling(result: dict) -> str:
     """Seconds and memory of whole processes by size of the scan."""
-    points = [*result["by_slices"], *result["by_size"]]
+    points = [*result["by_slices"], *result["by_size"], *result.get("by_thickness", [])]
     columns = {
         "wall_s": "seconds",
         "peak_rss_mib": "peak RSS, MiB",
@@ -254,7 +256,8 @@ def _stage(runs: Sequence[dict], name: str) -> str:
 
 def _size(result: dict) -> str:
     depth, height, width = result["shape_zyx"]
-    return f"{width}x{height}x{depth}"
+    thickness = f" of {result['slice_mm']:g} mm" if "slice_mm" in result else ""
+    return f"{width}x{height}x{depth}{thickness}"
 
 
 def _cpus(result: dict) -> str:
@@ -325,7 +328,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if not (arguments.write or arguments.check):
             for name in TABLES:
-                print(f"{name}\n\n{make(name, arguments.results) or 'no result file yet'}")
+                for line in [name, "", *(make(name, arguments.results) or "no result file yet").split("\n")]:
+                    say(line)
             return 0
         stale = []
         for path in files:
@@ -337,14 +341,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             if after != before:
                 stale.append(str(path))
                 if arguments.write:
-                    path.write_text(after, encoding="utf-8", newline="\n")
+                    write_text(path, after)
     except (StudyError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        say(f"error: {error}", sys.stderr)
         return ERROR_EXIT
     if arguments.check and stale:
-        print(
-            f"error: tables out of date, run `python -m evaluation.study --write`: {', '.join(stale)}", file=sys.stderr
-        )
+        say(f"error: tables out of date, run `python -m evaluation.study --write`: {', '.join(stale)}", sys.stderr)
         return STALE_EXIT
     return 0
 

@@ -6,6 +6,7 @@
 from pathlib import Path
 
 from app.labels import ORGANS
+from evaluation.output import say, write_text
 
 FOLDER = Path(__file__).parent / "viewers"
 
@@ -32,11 +33,10 @@ FILES = {"flare22_slicer.ctbl": slicer_colour_table, "flare22_itksnap.label": it
 
 def write_viewer_labels(folder: Path = FOLDER) -> list[Path]:
     """Write both files; returns their paths."""
-    folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for name, make in FILES.items():
         paths.append(folder / name)
-        paths[-1].write_text(make(), encoding="utf-8", newline="\n")
+        write_text(paths[-1], make())
     return paths
 
 
@@ -46,4 +46,4 @@ def _rgb(colour: tuple[int, int, int]) -> str:
 
 if __name__ == "__main__":
     for written in write_viewer_labels():
-        print(written.name)
+        say(written.name)

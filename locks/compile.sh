@@ -6,7 +6,7 @@
 # asks PyTorch's own index for it, unless UV_FIND_LINKS names a folder with its wheel (`===`: which is not 2.13.0 then).
 set -eu
 cd "$(dirname "$0")/.."
-[ $# -gt 0 ] || set -- 2.13.0 2.13.0+cpu 2.10.0 2.7.1  # README, "Drivers"
+[ $# -gt 0 ] || set -- 2.13.0 2.13.0+cpu 2.10.0 2.7.1  # docs/images.md
 for version; do
   case $version${UV_FIND_LINKS:-} in *+cpu) index="--torch-backend cpu" ;; *) index= ;; esac
   sed "s/^torch==.*/torch===$version/" requirements.txt |

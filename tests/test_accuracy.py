@@ -1,8 +1,10 @@
-"""Scores by the organizers' rules: their procedure, drawn, random and real masks, and the command line."""
+"""The command line of accuracy: what is paired, scored, written and said."""
 
 import csv
+import io
 import json
 import os
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -10,203 +12,20 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from app.labels import ORGANS
-from evaluation.accuracy import (
-    ALL_LABELS,
-    TOLERANCES_MM,
-    Score,
-    dice_coefficient,
-    main,
-    parse_organs,
-    score_case,
-    score_files,
-    summarise,
-)
-from evaluation.paper import TABLE_3, TABLE_3_AVERAGE
-from tests.surface_oracle import organizers_scores, slow_dice
+from evaluation import accuracy
+from evaluation.accuracy import main
+from evaluation.organs import ALL_LABELS
+from tests.label_maps import AFFINE, body, save
+from tests.surface_oracle import organizers_scores
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-CT_DIR = Path(os.environ.get("FLARE22_CT_DIR", REPOSITORY.parent / "shared" / "ct"))
-AFFINE = np.diag([0.75, 0.75, 2.5, 1])
-AORTA = 5
-
-
-def save(path, labels, affine=AFFINE):
-    """Write (x, y, z) labels."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    nibabel.save(nibabel.Nifti1Image(labels, affine), path)
-    return path
 
 
 def read_csv(path):
     with path.open(newline="") as file:
         return list(csv.DictReader(file))
-
-
-def body(seed, shape=(24, 22, 14)):
-    """(x, y, z) labels: 13 boxes, each at least three slices high."""
-    random = np.random.default_rng(seed)
-    labels = np.zeros(shape, np.uint8)
-    for label in ALL_LABELS:
-        lower = random.integers(0, np.array(shape) - 7)
-        labels[tuple(slice(start, start + random.integers(3, 8)) for start in lower)] = label
-    return labels
-
-
-# --- rules ---
-
-
-def draw(*rows):
-    return np.array([[character == "#" for character in row] for row in rows])[None]
-
-
-def test_dice_drawn_by_hand():
-    truth = draw("......", ".####.", ".####.", "......")  # 8 voxels
-    prediction = draw("......", "......", "..####", "..####")  # 8, of which 3 in the truth: 2 * 3 / (8 + 8)
-    assert dice_coefficient(prediction, truth) == 0.375
-    assert dice_coefficient(truth, truth) == 1
-    assert dice_coefficient(truth, ~truth) == 0
-    assert np.isnan(dice_coefficient(truth & False, truth & False))
-    with pytest.raises(ValueError, match="bool"):
-        dice_coefficient(prediction.astype(int), truth)
-
-
-def test_empty_masks():
-    organ = np.zeros((4, 4, 4), np.uint8)
-    organ[1:3, 1:3, 1:3] = 1
-    nothing = np.zeros_like(organ)
-    assert score_case(nothing, nothing, (1, 1, 1), [1]) == {1: Score(1, 1)}
-    assert score_case(organ, nothing, (1, 1, 1), [1]) == {1: Score(0, 0)}
-    assert score_case(nothing, organ, (1, 1, 1), [1]) == {1: Score(0, 0)}
-    assert score_case(organ, organ, (1, 1, 1), [1]) == {1: Score(1, 1)}
-
-
-def test_low_dice_has_no_nsd():
-    # 10 voxels each in a row, 1 in common: DSC 0.1, although within 5 mm nearly everything agrees.
-    truth, prediction = np.zeros((3, 3, 19), np.uint8), np.zeros((3, 3, 19), np.uint8)
-    truth[1, 1, :10] = prediction[1, 1, 9:] = 1
-    assert score_case(prediction, truth, (1, 1, 1), [1])[1] == (0.1, 0)
-    dsc, nsd = score_case(prediction, truth, (1, 1, 1), [1], minimum_dsc=0)[1]
-    assert dsc == 0.1 and 0.5 < nsd < 1
-    assert score_case(prediction, truth, (1, 1, 1), [1], minimum_dsc=0.1)[1].nsd == nsd  # "below", not "at"
-
-
-@pytest.mark.parametrize("label", ALL_LABELS)
-def test_slices_scored(label):
-    # The truth holds slices 2 to 5, the prediction all of 0 to 9 and on slice 5 nothing right.
-    truth, prediction = np.zeros((10, 6, 6), np.uint8), np.zeros((10, 6, 6), np.uint8)
-    truth[2:6, 1:4, 1:4] = prediction[:, 1:4, 1:4] = label
-    prediction[5] = 0
-    score = score_case(prediction, truth, (2.5, 1, 1), [label])[label]
-    if label in (5, 6, 10):  # slices 2, 3, 4 only, where all agree
-        assert score == (1, 1)
-    else:  # 3 slices in common, of 9 and 4
-        assert score.dsc == pytest.approx(2 * 3 / (9 + 4)) and score.nsd < 1
-
-
-@pytest.mark.parametrize("label", [5, 6, 10])
-def test_truth_on_one_slice(label):
-    truth, prediction = np.zeros((5, 6, 6), np.uint8), np.zeros((5, 6, 6), np.uint8)
-    truth[2, 1:3, 1:3] = label  # 4 voxels
-    prediction[1:4, 1:3, 1:4] = label  # 6 on that slice, 4 of them right
-    score = score_case(prediction, truth, (2.5, 1, 1), [label])[label]
-    assert score.dsc == pytest.approx(2 * 4 / (6 + 4))
-    assert score.nsd == pytest.approx(1)  # one column off: 1 mm
-
-
-def test_tolerances_name_every_organ():
-    by_abbreviation = {organ.abbreviation: TOLERANCES_MM[organ.label] for organ in ORGANS}
-    expected = (
-        "Liver 5 RK 3 Spleen 3 Pancreas 5 Aorta 2 IVC 2 RAG 2 LAG 2 Gallbladder 2 Esophagus 3 Stomach 5 Duodenum 7 LK 3"
-    )
-    assert " ".join(f"{name} {mm}" for name, mm in by_abbreviation.items()) == expected
-    assert len(TOLERANCES_MM) == 13
-
-
-def test_wrong_arrays():
-    labels = np.zeros((3, 3, 3), np.uint8)
-    for prediction in (labels.astype(int), labels[0], labels[:2]):
-        with pytest.raises(ValueError, match="must be"):
-            score_case(prediction, labels, (1, 1, 1))
-    with pytest.raises(ValueError, match="no organ has label 14"):
-        score_case(labels, labels, (1, 1, 1), [1, 14])
-
-
-# --- against the organizers' procedure ---
-
-
-@settings(max_examples=60, deadline=None)
-@given(
-    seeds=st.tuples(st.integers(0, 2**32 - 1), st.integers(0, 2**32 - 1)),
-    kept=st.sampled_from([0, 0.02, 0.5, 1]),
-    step=st.tuples(*[st.integers(-3, 3)] * 3),
-    minimum_dsc=st.sampled_from([0, 0.2]),
-    spacing_mm=st.tuples(*[st.floats(0.5, 5, width=32)] * 3),
-)
-def test_equals_the_organizers_procedure(seeds, kept, step, minimum_dsc, spacing_mm):
-    # A prediction like the truth but moved, another one, or a scatter of single voxels.
-    random = np.random.default_rng(seeds[0])
-    truth = body(seeds[0])
-    prediction = np.roll(truth, step, (0, 1, 2)) if kept == 1 else body(seeds[1]) * (random.random(truth.shape) < kept)
-    prediction = prediction.astype(np.uint8)
-    heights = {label: len(np.unique(np.where(truth == label)[2])) for label in ALL_LABELS}  # boxes overlap
-    labels = [label for label in ALL_LABELS if label not in (5, 6, 10) or heights[label] != 1]
-    ours = score_case(prediction.T, truth.T, spacing_mm[::-1], labels, minimum_dsc)
-    theirs = organizers_scores(prediction, truth, spacing_mm, labels, minimum_dsc)
-    for label in labels:
-        assert ours[label] == pytest.approx(theirs[label], abs=1e-9)
-
-
-@settings(max_examples=50, deadline=None)
-@given(seed=st.integers(0, 2**32 - 1), share=st.sampled_from([0.01, 0.5, 1]))
-def test_dice_equals_sets_of_voxels(seed, share):
-    random = np.random.default_rng(seed)
-    prediction, truth = random.random((2, 4, 5, 6)) < share
-    truth[0, 0, 0] = True
-    assert dice_coefficient(prediction, truth) == slow_dice(prediction, truth)
-
-
-@pytest.mark.parametrize("axes", [(0, 1, 2), (2, 0, 1), (1, 2, 0)])
-def test_the_third_array_axis_counts_in_any_orientation(tmp_path, axes):
-    affine = np.diag([0.75, 1.5, 2.5, 1])[[*axes, 3]]
-    truth = body(1)
-    prediction = np.roll(truth, (1, 0, 1), (0, 1, 2))
-    ours = score_files(save(tmp_path / "p.nii.gz", prediction, affine), save(tmp_path / "t.nii.gz", truth, affine))
-    theirs = organizers_scores(prediction, truth, (0.75, 1.5, 2.5), ALL_LABELS)
-    assert ours == {label: pytest.approx(np.round(scores, 4)) for label, scores in theirs.items()}
-
-
-def real_masks():
-    """One with 5 mm slices, in the organizers' orientation but for x; one of 3 mm voxels."""
-    names = ("label_maps/amos_0013.nii.gz", "labelled/labels/totalseg_example.nii.gz")
-    return [CT_DIR / name for name in names]
-
-
-@pytest.mark.parametrize("path", real_masks(), ids=lambda path: path.name)
-@pytest.mark.parametrize("change", ["moved", "grown"])
-def test_real_masks(tmp_path, path, change):
-    if not path.exists():
-        pytest.skip(f"{path.name} is not here")
-    image = nibabel.load(path)
-    if image.shape[0] > 256:
-        image = image.slicer[::2, ::2]  # a quarter of the oracle's time
-    truth = np.asarray(image.dataobj).astype(np.uint8)
-    if change == "moved":
-        prediction = np.roll(truth, (3, -2, 1), (0, 1, 2))
-    else:
-        prediction = np.maximum.reduce([np.roll(truth, step, axis) for axis in (0, 1) for step in (0, 1)])
-    ours = score_files(
-        save(tmp_path / "p.nii.gz", prediction, image.affine), save(tmp_path / "t.nii.gz", truth, image.affine)
-    )
-    theirs = organizers_scores(prediction, truth, image.header.get_zooms(), ALL_LABELS)
-    for label in ALL_LABELS:
-        assert tuple(ours[label]) == tuple(float(np.round(score, 4)) for score in theirs[label]), label
-
-
-# --- files and command line ---
 
 
 @pytest.fixture
@@ -260,6 +79,43 @@ def test_csv_json_and_table(folders, capsys):
     assert "over organs" in printed and "over cases" in printed
 
 
+@pytest.mark.parametrize(("unit", "per_mm"), [("meter", 1e-3), ("micron", 1e3)])
+@pytest.mark.parametrize("both", [True, False])
+def test_the_unit_of_length_changes_nothing(folders, unit, per_mm, both):
+    pred, truth, output = folders
+    assert run(pred, truth, "-o", output) == 0
+    in_mm = output.read_bytes()
+    for folder in (pred, truth) if both else (truth,):
+        for path in folder.iterdir():
+            image = nibabel.Nifti1Image(np.asarray(nibabel.load(path).dataobj), AFFINE @ np.diag([*[per_mm] * 3, 1]))
+            image.header.set_xyzt_units(unit)
+            nibabel.save(image, path)
+    assert run(pred, truth, "-o", output) == 0
+    assert output.read_bytes() == in_mm
+
+
+def test_masks_with_further_dimensions_of_size_1_are_scored(folders):
+    pred, truth, output = folders
+    assert run(pred, truth, "-o", output) == 0
+    flat = output.read_bytes()
+    for path, more in ((pred / "a.nii.gz", (1,)), (pred / "b.nii.gz", (1, 1)), (truth / "c.nii.gz", (1,))):
+        array = np.asarray(nibabel.load(path).dataobj)
+        save(path, array.reshape(*array.shape, *more))
+    assert run(pred, truth, "-o", output) == 0
+    assert output.read_bytes() == flat
+
+
+def test_hidden_files_are_no_cases(folders, capsys):
+    pred, truth, output = folders
+    assert run(pred, truth, "-o", output) == 0
+    written, said = (output.read_bytes(), output.with_suffix(".json").read_bytes()), capsys.readouterr()
+    for folder, name in ((truth, "._a.nii.gz"), (truth, ".d.nii.gz"), (pred, "._a.nii.gz"), (pred, "._e.nii.gz")):
+        (folder / name).write_bytes(b"\0\5\x16\7")  # macOS puts such beside files (AppleDouble)
+    assert run(pred, truth, "-o", output) == 0
+    assert (output.read_bytes(), output.with_suffix(".json").read_bytes()) == written
+    assert capsys.readouterr() == said
+
+
 def test_the_number_of_workers_changes_nothing(folders):
     pred, truth, output = folders
     written = []
@@ -308,6 +164,53 @@ def test_organs_not_annotated_stay_empty(folders, capsys):
     assert summary["not_annotated"] == ["Duodenum"] and "Duodenum" not in summary["per_organ"]
     assert len(summary["per_organ"]) == 12
     assert "not annotated, not scored: Duodenum" in capsys.readouterr().out
+
+
+def test_organs_case_by_case(folders, tmp_path, capsys):
+    pred, truth, output = folders
+    (pred / "c.nii.gz").unlink()
+    lists = {"a": "1-11,13", "b": "Liver,duodenum", "c": "1"}
+    alone = {}
+    for name, text in lists.items():  # each scored by itself, with its list for the whole run
+        paths = [folder / f"{name}.nii.gz" for folder in (pred, truth)]
+        if name != "c":
+            assert run(*paths, "-o", output, "--organs", text) == 0
+            (alone[f"{name}.nii.gz"],) = read_csv(output)
+    table = tmp_path / "organs.tsv"
+    table.write_text("scan\tsource\tannotated\n" + "".join(f"CT/{n}_0000.nii.gz\tx\t{t}\n" for n, t in lists.items()))
+    capsys.readouterr()
+    assert run(pred, truth, "-o", output, "--organs", table, "--workers", 2) == 1
+    rows = {row["Name"]: row for row in read_csv(output)}
+    assert {name: rows[name] for name in alone} == alone
+    assert {column for column, cell in rows["c.nii.gz"].items() if cell == "0.0000"} == {"Liver_DSC", "Liver_NSD"}
+    summary = json.loads(output.with_suffix(".json").read_text())
+    counts = {organ: statistics["n"] for organ, statistics in summary["per_organ"].items()}
+    assert (counts.pop("Liver"), set(counts.values())) == (3, {1}) and len(counts) == 12
+    assert (summary["cases"], summary["missing"], summary["failed"]) == (3, ["c.nii.gz"], [])
+    assert summary["not_annotated"] == []
+    liver = [float(row["Liver_DSC"]) for row in rows.values()]
+    assert summary["per_organ"]["Liver"]["DSC"]["mean"] == pytest.approx(np.mean(liver), abs=1e-6)
+    cases = [
+        np.mean([float(cell) for column, cell in row.items() if "DSC" in column and cell]) for row in rows.values()
+    ]
+    assert summary["over_cases"]["DSC"] == pytest.approx({"mean": np.mean(cases), "std": np.std(cases)}, abs=1e-6)
+    out = capsys.readouterr().out
+    assert all(f"{name}  DSC {mean:.4f}" in out for name, mean in zip(rows, cases, strict=True))
+    assert [line.split()[-1] for line in out.splitlines() if line.startswith(("Liver", "Duodenum"))] == ["3", "1"]
+
+
+def test_a_case_that_the_table_does_not_name_is_an_error(folders, tmp_path, capsys):
+    pred, truth, output = folders
+    table = tmp_path / "organs.tsv"
+    table.write_text("case\tannotated\na\t1-3\nb\t\nother\t1\n")
+    assert run(pred, truth, "-o", output, "--organs", table) == 1
+    errors = capsys.readouterr().err.splitlines()
+    does_not_tell = "the table of --organs does not tell which organs are annotated"
+    assert errors[:2] == [f"error: {truth / name}: {does_not_tell}" for name in ("b.nii.gz", "c.nii.gz")]
+    assert errors[2:] == ["error: not scored, not in the means: b.nii.gz, c.nii.gz"]
+    summary = json.loads(output.with_suffix(".json").read_text())
+    assert summary["cases"] == 1 and summary["failed"] == ["b.nii.gz", "c.nii.gz"] and summary["missing"] == []
+    assert len(summary["not_annotated"]) == 10
 
 
 def test_single_files(folders):
@@ -378,16 +281,13 @@ def test_paths_that_are_wrong(folders, tmp_path, capsys):
         (["-o", "scores.csv", "--organs", "5-14"], "no organ '5-14'"),
         (["-o", "scores.csv", "--organs", "Liver,Colon"], "no organ 'colon'; there are 1 to 13: Liver, RK"),
         (["-o", "scores.csv", "--organs", ""], "no organ ''"),
+        (["-o", "scores.csv", "--organs", "no.tsv"], "no.tsv: cannot be read"),
     ],
 )
 def test_options_that_are_wrong(capsys, arguments, message):
     with pytest.raises(SystemExit) as caught:
         run("pred", "truth", *arguments)
     assert caught.value.code == 2 and message in capsys.readouterr().err
-
-
-def test_organs_by_number_abbreviation_and_name():
-    assert parse_organs("1-3, lk,Right Adrenal Gland") == (1, 2, 3, 7, 13)
 
 
 def test_as_a_program(folders):
@@ -398,15 +298,70 @@ def test_as_a_program(folders):
     assert done.returncode == 1 and "scored 0: c.nii.gz" in done.stderr and "over organs" in done.stdout
 
 
-def test_summary_of_one_case_has_no_spread():
-    summary = summarise({"a": {1: Score(0.5, 0.25), 2: Score(1, 0.75)}}, [1, 2])
-    assert summary["per_organ"]["RK"]["DSC"] == {"mean": 1, "std": 0}
-    assert summary["over_cases"]["NSD"] == {"mean": 0.5, "std": 0}
-    assert summary["over_organs"]["NSD"] == {"mean": 0.5, "std": 0.25}
+def test_as_many_workers_as_cpus_may_be_used(monkeypatch):
+    monkeypatch.setattr(accuracy, "usable_cpus", lambda: 3)
+    assert accuracy.parse_arguments(["pred", "truth", "-o", "scores.csv"]).workers == 3
 
 
-def test_the_papers_table_is_whole():
-    assert list(TABLE_3) == [organ.abbreviation for organ in ORGANS]
-    for column in ("with_unlabelled", "without_unlabelled"):  # the printed averages are those of the printed lines
-        mean = np.mean([getattr(row, column) for row in TABLE_3.values()])
-        assert mean == pytest.approx(getattr(TABLE_3_AVERAGE, column), abs=1e-4)
+# --- names and disks ---
+
+NAMES = ["肝.nii.gz", os.fsdecode("肾.nii.gz".encode("gbk")), "a\nb\x1b[2J.nii.gz"]
+
+
+@pytest.fixture
+def odd_names(folders):
+    for folder in folders[:2]:
+        for name, odd in zip("abc", NAMES, strict=True):
+            try:
+                (folder / f"{name}.nii.gz").rename(folder / odd)
+            except OSError:
+                pytest.skip("this file system takes no such names")
+    return folders
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252", "gbk", "utf-8"])
+def test_names_that_the_terminal_cannot_say(odd_names, monkeypatch, encoding):
+    pred, truth, output = odd_names
+    stdout = io.TextIOWrapper(io.BytesIO(), encoding)
+    monkeypatch.setattr(sys, "stdout", stdout)
+    assert run(pred, truth, "-o", output) == 0
+    lines = stdout.buffer.getvalue().decode(encoding).splitlines()
+    liver = "\\u809d" if encoding in ("ascii", "cp1252") else "肝"
+    shown = [line.partition("  ")[0] for line in lines[:3]]
+    assert shown == ["a\\nb\\x1b[2J.nii.gz", f"{liver}.nii.gz", "\\udcc9\\udcf6.nii.gz"]
+    text = output.read_bytes().decode("utf-8")
+    assert "\n肝.nii.gz," in text and "\n\\udcc9\\udcf6.nii.gz," in text and text.count("\n") == 5
+    (truth / NAMES[1]).unlink()
+    assert run(pred, truth, "-o", output) == 0
+    assert json.loads(output.with_suffix(".json").read_text(encoding="utf-8"))["extra"] == [NAMES[1]]
+
+
+def test_names_that_the_locale_cannot_say(odd_names):
+    pred, truth, output = odd_names
+    (pred / NAMES[0]).write_bytes(b"no mask")
+    (pred / NAMES[1]).unlink()
+    command = [sys.executable, "-m", "evaluation.accuracy", pred, truth, "-o", output, "--workers", "2"]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, env={**os.environ, "PYTHONIOENCODING": "ascii"})
+    assert done.returncode == 1 and done.stdout.startswith(b"a\\nb\\x1b[2J.nii.gz  DSC")
+    first, *rest = done.stderr.decode("ascii").splitlines()
+    assert first.startswith("error: ") and "\\u809d.nii.gz: cannot be read" in first
+    assert rest == [
+        "error: no prediction, scored 0: \\udcc9\\udcf6.nii.gz",
+        "error: not scored, not in the means: \\u809d.nii.gz",
+    ]
+
+
+def small_files_only():
+    resource.setrlimit(resource.RLIMIT_FSIZE, (400, 400))
+
+
+def test_on_a_full_disk_the_scores_of_before_stand(folders):
+    pred, truth, output = folders
+    assert run(pred, truth, "-o", output) == 0
+    before = output.read_bytes()
+    (truth / "a.nii.gz").unlink()
+    command = [sys.executable, "-m", "evaluation.accuracy", pred, truth, "-o", output, "--workers", "1"]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, preexec_fn=small_files_only)
+    assert done.returncode == 2 and done.stderr == f"error: [Errno 27] File too large: '{output}'\n"
+    assert output.read_bytes() == before
+    assert sorted(path.name for path in output.parent.iterdir()) == ["scores.csv", "scores.json"]

@@ -14,7 +14,7 @@ from app.__main__ import WEIGHTS, main
 from app.body import body_box
 from app.weights import load_weights
 from benchmarks import cold_case, network, plain, plot, process, scaling, scan
-from benchmarks.machine import cpu_flags, result_path
+from benchmarks.machine import cpu_flags, dtypes, result_path
 from evaluation import study
 from tests.scans import mask_array, save_ct, smooth_hu
 
@@ -99,6 +99,16 @@ def test_scan_is_made_of_the_sources_slices(tmp_path, source, shape):
             for want, have in zip(shape[1:], (64, 64), strict=True)]  # fmt: skip
     expected = np.pad(original[(slice(None), *cuts)], [(0, 6), *pads], "symmetric")[: shape[0]]
     np.testing.assert_array_equal(np.asarray(made.dataobj).T, expected)
+
+
+def test_thinner_slices_of_as_long_a_body(tmp_path, source):
+    path = tmp_path / "made.nii.gz"
+    scan.make_scan(path, (10, 64, 64), source, level=1, slice_mm=2.0)  # the source's are 5 mm
+    made, original = nib.load(path), nib.load(source)
+    for affine in (made.get_qform(), made.get_sform()):
+        np.testing.assert_allclose(affine, original.affine @ np.diag([1, 1, 2 / 5, 1]), rtol=1e-6)
+    z = [0, 0, 0, 1, 1, 2, 2, 2, 2, 2]  # where slices begin: at 0, 2, 4, 6 mm, and so on, back again from 15 mm
+    np.testing.assert_array_equal(np.asarray(made.dataobj).T, np.asarray(original.dataobj).T[z])
 
 
 def test_scan_of_another_type_is_refused(tmp_path):
@@ -226,14 +236,14 @@ def test_network(tmp_path, weights_path, monkeypatch):
     monkeypatch.setattr(network, "seconds", lambda *_: 0.5)
     network.main(options)
     result = json.loads(output.read_text())
-    assert len(result["measurements"]) == 2 * 5 * 2
+    assert len(result["measurements"]) == len(dtypes("cpu")) * 5 * 2
     assert [measured["slices_per_s"] for measured in result["measurements"][:2]] == [2, 4]
     assert result["matmul_tflops"]["float32"] == pytest.approx(2 * 100**3 / 0.5 / 1e12)
     tflops = 2 * result["slice_gflop"] / 1000
     assert result["measurements"][0]["peak_share"] == pytest.approx(tflops / result["matmul_tflops"]["float32"])
     table = table_cells(study.make("benchmark_network", tmp_path))
     assert table["slices a second"] == ["1 a pass", "2 a pass"]
-    assert len(table) == 2 + 10
+    assert len(table) == 2 + len(dtypes("cpu")) * 5
     assert [cell.split()[0] for cell in table["float32, as trained, NCHW"]] == ["2", "4"]
 
 
@@ -245,18 +255,21 @@ def test_slice_flops():
 def test_scaling(tmp_path, source, weights_path):
     output = tmp_path / "benchmark_scaling.json"
     options = ["--threads", "1", "--slices", "2", "6", "--sizes", "64", "32", "--source", str(source)]
+    options += ["--slice-mm", "2.5", "1", "--length-mm", "10"]
     scaling.main([*options, "--weights", str(weights_path), "-o", str(output)])
     result = json.loads(output.read_text())
     assert [point["shape_zyx"] for point in result["by_slices"]] == [[2, 64, 64], [6, 64, 64]]
     assert [point["shape_zyx"] for point in result["by_size"]] == [[2, 32, 32]]
+    thin = [(point["shape_zyx"], point["slice_mm"], point["slices_per_slab"]) for point in result["by_thickness"]]
+    assert thin == [([4, 64, 64], 2.5, 1), ([10, 64, 64], 1, 3)]
     point = result["by_slices"][1]
     assert point["volumes_mib"] == pytest.approx(6 * 64 * 64 * 3 / 2**20)
     assert point["rest_mib"] == pytest.approx(point["peak_rss_mib"] - point["volumes_mib"])
     table = table_cells(study.make("benchmark_scaling", tmp_path))
-    assert list(table)[2:] == ["64x64x2", "64x64x6", "32x32x2"]
+    assert list(table)[2:] == ["64x64x2", "64x64x6", "32x32x2", "64x64x4 of 2.5 mm", "64x64x10 of 1 mm"]
     assert float(table["64x64x6"][0]) == pytest.approx(point["wall_s"], rel=0.01)
     assert len(table["64x64x6"]) == 4  # no card
-    for point in (*result["by_slices"], *result["by_size"]):
+    for point in (*result["by_slices"], *result["by_size"], *result["by_thickness"]):
         point["peak_gpu_mib"] = 654.0
     (tmp_path / "benchmark_scaling_cuda.json").write_text(json.dumps(result))
     assert table_cells(study.make("benchmark_scaling_cuda", tmp_path))["64x64x6"][-1] == "654"

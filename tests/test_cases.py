@@ -1,5 +1,6 @@
 """Names of cases and masks, and every wrong use that must be refused before any work."""
 
+import json
 import os
 from pathlib import Path
 
@@ -7,8 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.cases import Case, case_name, find_cases, shard
-from app.errors import UsageError
+from app.cases import Case, case_name, find_cases, input_sha256, shard
+from app.ct import read_ct
+from app.errors import InputError, UsageError
+from app.record import file_sha256
+from tests.dicom_series import Series
+from tests.scans import save_ct
 
 
 def touch(folder, *names):
@@ -57,10 +62,35 @@ def test_a_folder_gives_its_cases_in_order(tmp_path):
     assert all(case.mask == tmp_path / "out" / f"{case.name}.nii.gz" for case in cases)
 
 
-def test_folders_are_not_searched_below(tmp_path):
+def test_folders_below_give_cases_named_by_their_way(tmp_path):
     folder = touch(tmp_path / "in", "a.nii.gz")
-    touch(folder / "more", "b.nii.gz")
-    assert names(find_cases([folder], tmp_path)) == ["a"]
+    touch(folder / "more", "b_0000.nii.gz")
+    touch(folder / "more" / "deep", "c.mha")
+    touch(folder / ".hidden", "d.nii.gz")
+    touch(folder / "__MACOSX" / "more", "._b_0000.nii.gz")
+    cases = find_cases([folder], tmp_path / "out")
+    assert names(cases) == ["a", "more_b", "more_deep_c"]
+    assert cases[1] == Case("more_b", folder / "more" / "b_0000.nii.gz", tmp_path / "out" / "more_b.nii.gz")
+
+
+def test_two_ways_to_one_name_are_refused(tmp_path):
+    touch(tmp_path / "in" / "a", "b_c.nii.gz")
+    touch(tmp_path / "in" / "a_b", "c.nii.gz")
+    assert "would both write a_b_c.nii.gz" in usage_error([tmp_path / "in"], tmp_path / "out")
+
+
+def test_links_to_folders_are_followed_but_not_in_circles(tmp_path):
+    folder = touch(tmp_path / "in", "a.nii.gz")
+    touch(tmp_path / "elsewhere", "b.nii.gz")
+    (folder / "link").symlink_to(tmp_path / "elsewhere")
+    (folder / "circle").symlink_to(folder)
+    assert names(find_cases([folder], tmp_path / "out")) == ["a", "link_b"]
+
+
+def test_an_outputs_folder_among_the_inputs_is_passed_over(tmp_path):
+    folder = touch(tmp_path / "in", "a_0000.nii.gz")
+    touch(folder / "masks", "a.nii.gz", "b.nii.gz")
+    assert names(find_cases([folder], folder / "masks")) == ["a"]
 
 
 def test_a_file_that_is_named_is_a_case_whatever_it_is(tmp_path):
@@ -132,10 +162,10 @@ def test_a_folder_that_may_not_be_read_is_named(tmp_path):
 
 
 def test_a_folder_that_cannot_be_read_is_named(tmp_path, monkeypatch):
-    def iterdir(path):
+    def scandir(path):
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr(Path, "iterdir", iterdir)
+    monkeypatch.setattr(os, "scandir", scandir)
     assert usage_error([tmp_path], tmp_path) == f"{tmp_path}: Permission denied"
 
 
@@ -165,6 +195,97 @@ def test_a_mask_never_replaces_its_input(tmp_path, monkeypatch):
 def test_masks_beside_inputs_of_other_names(tmp_path):
     folder = touch(tmp_path / "in", "X_0000.nii.gz", "Y.nii")
     assert [case.mask.name for case in find_cases([folder], folder)] == ["X.nii.gz", "Y.nii.gz"]
+
+
+def record_masks(outputs, *names):
+    """What a run in this outputs folder leaves: its record of the masks that are there."""
+    cases = [
+        {"name": name, "status": "done", "input_sha256": "", "mask_sha256": file_sha256(outputs / f"{name}.nii.gz")}
+        for name in names
+    ]
+    (outputs / "logs" / "run").mkdir(parents=True)
+    (outputs / "logs" / "run" / "run.json").write_text(json.dumps({"weights": {"sha256": ""}, "cases": cases}))
+
+
+def test_masks_of_an_earlier_run_among_the_inputs_are_passed_over(tmp_path):
+    folder = touch(tmp_path / "in", "X_0000.nii.gz", "X.nii.gz", "Y_0000.nii.gz", "Y.nii.gz")
+    Series().write(folder / "Z")
+    touch(folder, "Z.nii.gz")
+    assert "would both write X.nii.gz" in usage_error([folder], folder)  # whatever X.nii.gz is, it is not ours
+    record_masks(folder, "X", "Y", "Z")
+    cases = find_cases([folder], folder)
+    assert [case.input.name for case in cases] == ["X_0000.nii.gz", "Y_0000.nii.gz", "Z"]
+    (folder / "Y.nii.gz").write_text("another one")
+    assert "would both write Y.nii.gz" in usage_error([folder], folder)
+
+
+# DICOM
+
+
+def test_a_series_is_named_by_its_folder_and_where_there_are_several_by_its_number(tmp_path):
+    root = tmp_path / "in"
+    Series(number=2).write(root / "one")
+    Series(number=3).write(root / "two" / "deep")
+    Series(number=4).write(root / "two" / "deep")
+    Series(number=5, tags={"SeriesNumber": None}).write(root / "two" / "deep")
+    Series(number=6, tags={"SeriesNumber": 4}).write(root / "two" / "deep")
+    Series(number=7).write(root / "spread" / "first")
+    for path in sorted((root / "spread" / "first").iterdir())[2:]:
+        (root / "spread" / "second").mkdir(exist_ok=True)
+        path.rename(root / "spread" / "second" / path.name)
+    touch(root, "image.nii.gz", "notes.txt")
+    cases = find_cases([root], tmp_path / "out")
+    deep = "two_deep"
+    assert names(cases) == ["image", "one", "spread", f"{deep}_3", f"{deep}_4", f"{deep}_4_2", f"{deep}_x"]
+    assert cases[1].input == root / "one"
+    assert cases[1].mask == tmp_path / "out" / "one.nii.gz"
+    assert len(cases[2].files) == 5
+    assert names(find_cases([root / "one"], tmp_path / "out")) == ["one"]
+    assert names(find_cases([root / "one", root / "spread"], tmp_path / "out")) == ["one", "spread"]
+
+
+def test_dicom_files_that_are_named_are_the_series_they_hold(tmp_path, monkeypatch):
+    files = Series().write(tmp_path / "in")
+    enhanced = Series(number=2).write_multiframe(tmp_path / "in" / "enhanced.dcm")
+    (case,) = find_cases([enhanced], tmp_path)
+    assert (case.name, case.files) == ("enhanced", (enhanced,))
+    (case,) = find_cases(files, tmp_path)
+    assert (case.name, case.files) == ("in", tuple(files))
+    message = usage_error([files[0]], tmp_path)
+    assert "give the folder of its slices; passed over, no slices of an axial CT: 1 image of a CT series" in message
+    (tmp_path / "in" / "DICOMDIR").write_bytes(b"not looked into")
+    assert names(find_cases([tmp_path / "in" / "DICOMDIR"], tmp_path)) == ["in_1", "in_2"]
+    monkeypatch.chdir(tmp_path / "in")
+    assert names(find_cases([Path(".")], tmp_path)) == ["in_1", "in_2"]
+
+
+def test_what_is_passed_over_is_told_in_one_line_a_folder(tmp_path):
+    lines = []
+    Series().write(tmp_path / "in" / "a")
+    Series(number=2, tags={"Modality": "MR"}).write(tmp_path / "in" / "b")
+    Series(number=3, tags={"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"]}).write(tmp_path / "in" / "b")
+    assert names(find_cases([tmp_path / "in"], tmp_path / "out", lines.append)) == ["a"]
+    assert lines == [f"{tmp_path / 'in'}; passed over, no slices of an axial CT: 5 MR, 5 localizer"]
+    message = usage_error([tmp_path / "in" / "b"], tmp_path / "out")
+    assert message.startswith(f"no CT in {tmp_path / 'in' / 'b'}; passed over, no slices of an axial CT: 5 MR, 5 local")
+
+
+def test_dicom_that_cannot_be_read_is_a_case_that_fails(tmp_path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "damaged.dcm").write_bytes(b"\0" * 128 + b"DICM" + b"\x02")
+    (case,) = find_cases([tmp_path / "in"], tmp_path / "out")
+    assert case.name == "in"
+    with pytest.raises(InputError, match=r"1 files that cannot be read, 'damaged\.dcm' among them"):
+        read_ct(case.source)
+
+
+def test_the_checksum_of_an_input_is_that_of_its_reading(tmp_path):
+    Series().write(tmp_path / "in" / "a")
+    save_ct(tmp_path / "in" / "b.nii.gz")
+    for case in find_cases([tmp_path / "in"], tmp_path / "out"):
+        assert input_sha256(case) == read_ct(case.source).sha256
+        case.files[0].unlink()
+        assert input_sha256(case) is None
 
 
 # Shards

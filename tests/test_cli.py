@@ -146,7 +146,7 @@ def bad_files(folder):
     (folder / "flipped_0000.nii.gz").write_bytes(flipped)
     (folder / "empty_0000.nii.gz").touch()
     (folder / "text_0000.nii.gz").write_text("not a scan")
-    (folder / "folder_0000.nii.gz").mkdir()
+    (folder / "archive_0000.zip").write_bytes(b"PK")
     (folder / "link_0000.nii.gz").symlink_to("nowhere")
     (folder / "two\nlines_0000.nii.gz").touch()
     nib.save(nib.Nifti1Image(np.zeros((4, 4), np.int16), np.eye(4)), folder / "flat_0000.nii.gz")
@@ -157,12 +157,12 @@ def bad_files(folder):
         "flipped": "damaged gzip stream",
         "empty": "an empty file",
         "text": "damaged gzip stream",
-        "folder": "a folder, not a file",
+        "archive": "a zip archive: unpack it, and give the folder that comes out",
         "link": "a link to a file that is not there",
         "two\nlines": "an empty file",
         "flat": "2",
         "pair": "one part of an image in two files",
-        "wide": "slices 5760 mm wide",
+        "wide": "a field of view of 5.76e+03 x 5.76e+03 x 15 mm",
     }
 
 
@@ -272,7 +272,7 @@ def test_inputs_that_vanish_or_change_while_the_run_goes_on(folders, run_app, mo
     [
         (["--shard", "4/4"], "--shard takes K/N with K = 0 .. N-1"),
         (["--inputs", "{tmp}/nothing"], "{tmp}/nothing does not exist"),
-        (["--inputs", "{tmp}"], "no CT in {tmp}"),
+        (["--inputs", "{tmp}/empty"], "no CT in {tmp}/empty"),
         (["--inputs", "{tmp}/in", "{tmp}/twin"], "would both write a.nii.gz"),
         (["--outputs", "{tmp}/in/a_0000.nii.gz"], "cannot write to the outputs folder {tmp}/in/a_0000.nii.gz"),
         (["--outputs", "{tmp}/link"], "cannot write to the outputs folder {tmp}/link"),
@@ -291,6 +291,7 @@ def test_inputs_that_vanish_or_change_while_the_run_goes_on(folders, run_app, mo
 def test_wrong_use_is_said_and_nothing_is_done(folders, run_app, tmp_path, arguments, said):
     inputs, outputs = folders
     (tmp_path / "link").symlink_to("nowhere/at/all")
+    (tmp_path / "empty").mkdir()
     save_ct(tmp_path / "twin" / "a.nii")
     given = [argument.format(tmp=tmp_path) for argument in arguments]
     for option, value in (("--inputs", inputs), ("--outputs", outputs)):
@@ -398,6 +399,20 @@ def test_a_mask_without_a_record_is_made_again(folders, run_app):
     (folder / "run.json").unlink()
     assert run_app("--inputs", inputs, "--outputs", outputs, "--resume").status == 0
     assert statuses(records(outputs)[-1]) == dict.fromkeys("abc", "done")
+
+
+def test_every_slice_of_a_thin_scan_where_it_is_asked_for(tmp_path, run_app):
+    """Slabs else; and no mask of slabs is taken for one of every slice when a run goes on."""
+    save_ct(tmp_path / "thin.nii.gz", smooth_hu((6, 64, 64)), np.diag([0.75, 0.75, 1.0, 1.0]))
+    arguments = ("--inputs", tmp_path / "thin.nii.gz", "--outputs", tmp_path / "out")
+    made = {}
+    for options in ((), ("--every-slice", "--resume"), ("--every-slice", "--resume")):
+        assert run_app(*arguments, *options).status == 0
+        case = records(tmp_path / "out")[-1]["cases"][0]
+        made[case["status"], case.get("slices_per_slab")] = mask_array(tmp_path / "out" / "thin.nii.gz")
+    assert list(made) == [("done", 3), ("done", 1), ("skipped", None)]
+    of_slabs, of_slices, _ = made.values()
+    assert not np.array_equal(of_slabs, of_slices)
 
 
 def test_without_resume_masks_are_replaced_atomically(folders, run_app):

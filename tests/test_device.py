@@ -1,8 +1,6 @@
-"""Which device, how many threads, how many slices: with the machine's answers put in its mouth."""
+"""Which device, how many slices: with the machine's answers put in its mouth."""
 
 import logging
-import math
-import os
 from types import SimpleNamespace
 
 import pytest
@@ -17,7 +15,6 @@ from app.device import (
     compute_dtype,
     limit_memory,
     slices_per_step,
-    usable_cpus,
 )
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -119,41 +116,6 @@ def test_bfloat16_only_on_a_cpu_that_has_it(monkeypatch, avx512_bf16, amx, dtype
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512_bf16)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
     assert compute_dtype(CPU) == dtype
-
-
-# Threads
-
-
-@pytest.mark.parametrize(
-    ("files", "cpus"),
-    [
-        ({"cpu.max": "max 100000\n"}, math.inf),
-        ({"cpu.max": "200000 100000\n"}, 2.0),
-        ({"cpu.max": "50000 100000\n"}, 0.5),
-        ({"cpu.max": "nonsense\n"}, math.inf),
-        ({"cpu.max": ""}, math.inf),
-        ({"cpu.max": "1 0\n"}, math.inf),
-        ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, math.inf),
-        ({"cpu/cpu.cfs_quota_us": "150000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 1.5),
-        ({"cpu/cpu.cfs_quota_us": "150000\n"}, math.inf),
-        ({}, math.inf),
-    ],
-)
-def test_quota_of_the_control_group(tmp_path, files, cpus):
-    for name, text in files.items():
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text(text)
-    assert module._cgroup_quota(tmp_path) == cpus
-
-
-@pytest.mark.parametrize(
-    ("affinity", "quota", "cpus"),
-    [(16, math.inf, 16), (16, 4.0, 4), (2, 4.0, 2), (16, 2.5, 3), (16, 0.5, 1), (1, math.inf, 1)],
-)
-def test_no_more_threads_than_the_container_may_use(monkeypatch, affinity, quota, cpus):
-    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(affinity)))
-    monkeypatch.setattr(module, "_cgroup_quota", lambda: quota)
-    assert usable_cpus() == cpus
 
 
 # Memory

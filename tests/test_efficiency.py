@@ -1,6 +1,7 @@
 """The organizers' run: a fake program and a fake docker are measured; figures are worked out again from the JSON."""
 
 import csv
+import io
 import json
 import os
 import shutil
@@ -29,6 +30,8 @@ from evaluation.efficiency import (
     measure_case,
     measure_idle,
 )
+from tests.dicom_series import Series
+from tests.scans import save_ct, smooth_hu
 
 CpuTimes = namedtuple("CpuTimes", "user nice system idle iowait")
 
@@ -41,7 +44,7 @@ outputs = pathlib.Path(options["--outputs"])
 end = time.perf_counter() + 0.35
 while time.perf_counter() < end:
     pass
-print("working on", scan.name)
+print("working on", ascii(scan.name))
 if "bad" in scan.name:
     print("ERROR the scan is damaged")
     print("0 done, 1 failed")
@@ -88,6 +91,7 @@ def scans(tmp_path):
     for name in ("a_0000.nii.gz", "b_0000.nii.gz"):
         (tmp_path / "in" / name).parent.mkdir(exist_ok=True)
         (tmp_path / "in" / name).write_bytes(b"a scan")
+    (tmp_path / "in" / "._a_0000.nii.gz").write_bytes(b"\0\5\x16\7")  # macOS puts such beside files (AppleDouble)
     return tmp_path / "in"
 
 
@@ -228,6 +232,29 @@ def test_command_is_measured_case_by_case(tmp_path, scans, program, capsys):
     assert (outputs / "a.nii.gz").read_bytes() == b"a scan"
     printed = capsys.readouterr().out
     assert "without the idle machine" in printed and "the paper" in printed and "20.34" in printed
+
+
+def test_names_that_the_terminal_cannot_say(tmp_path, scans, program, monkeypatch):
+    names = "肝_0000.nii.gz", os.fsdecode("肾bad_0000.nii.gz".encode("gbk"))
+    for path, name in zip(sorted(scans.glob("[ab]*")), names, strict=True):
+        path.rename(path.with_name(name))
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), "ascii"))
+    assert measure(program, scans, tmp_path / "out") == 1
+    said = sys.stdout.buffer.getvalue().decode("ascii")
+    assert "\n\\u809d: " in said and "\n\\u809d_0000 " in said
+    table = (tmp_path / "out" / "efficiency" / "command_Efficiency.csv").read_text(encoding="utf-8")
+    assert [line.partition(",")[0] for line in table.splitlines()[1:]] == [names[0], "\\udcc9\\udcf6bad_0000.nii.gz"]
+
+
+def test_dicom_and_folders_below_are_measured_one_by_one(tmp_path, weights_path):
+    Series(hu=smooth_hu((3, 48, 64))).write(tmp_path / "in" / "study")
+    Series(hu=smooth_hu((3, 48, 64)), number=2).write(tmp_path / "in" / "study")
+    save_ct(tmp_path / "in" / "below" / "x_0000.nii.gz")
+    command = f"{sys.executable} -m app --device cpu --weights {weights_path}"
+    assert main(["--command", command, "--idle-s", "0.2", str(tmp_path / "in"), str(tmp_path / "out")]) == 0
+    rows = rows_of(tmp_path / "out" / "efficiency" / "command_Efficiency.csv")
+    assert [row["Name"] for row in rows] == ["below_x.nii.gz", "study_1.nii.gz", "study_2.nii.gz"]
+    assert sorted(path.name for path in (tmp_path / "out").glob("*.nii.gz")) == [row["Name"] for row in rows]
 
 
 def test_docker_line_is_the_organizers(tmp_path, scans, docker_calls, monkeypatch):

@@ -6,7 +6,7 @@ from torch import nn
 
 from app.fuse import fold_batch_norm, fuse
 from app.network import DeepLabV3Plus
-from tests.scans import random_network
+from tests.scans import needs_bfloat16, random_network
 
 CPU = torch.device("cpu")
 
@@ -51,6 +51,7 @@ def test_a_torch_that_does_not_show_the_fused_convolution(images, monkeypatch):
         torch.testing.assert_close(fuse(network, CPU)(images), expected, rtol=1e-4, atol=1e-4)
 
 
+@needs_bfloat16
 def test_bfloat16_is_near_float32(images):
     expected = plain()
     network = fuse(plain(), CPU).to(torch.bfloat16, memory_format=torch.channels_last)

@@ -12,20 +12,31 @@ ROOT = Path(__file__).resolve().parents[1]
 MODULES = {path.stem: ast.parse(path.read_text()) for path in sorted((ROOT / "app").glob("*.py"))}
 PACKAGES = {"torch", "SimpleITK", "numpy", "scipy", "pynvml", "psutil"}  # of requirements.txt
 
-# Data flows ct -> preprocess -> segment(network, weights) -> postprocess -> maskfile; `pipeline` joins the stages.
+# Data flows ct -> preprocess -> segment(network, weights) -> postprocess -> maskfile: `inference` joins what is done in
+# memory, `pipeline` puts files at both ends.
 MAY_IMPORT = {
     # no module of ours
-    **dict.fromkeys(("errors", "formats", "geometry", "hounsfield", "labels"), ""),
-    **dict.fromkeys(("device", "monitor", "preprocess", "progress", "readahead", "record", "resample"), ""),
+    **dict.fromkeys(("cpus", "errors", "formats", "gdcm", "geometry", "labels"), ""),
+    **dict.fromkeys(("device", "monitor", "preprocess", "progress", "readahead", "record", "resample", "slabs"), ""),
     # reading and writing
-    "cases": "errors formats",
+    "dicomheader": "errors",
+    "dicomgrid": "dicomheader errors geometry",
+    "dicompixels": "dicomgrid dicomheader errors gdcm",
+    "dicomseries": "dicomgrid dicomheader errors",
+    "dicomvolume": "dicomgrid dicomheader dicompixels dicomseries errors gdcm geometry maskheader stream volume",
+    "cases": "dicomheader dicomseries errors formats record",
     "stream": "errors",
-    "nifti": "errors geometry",
-    "textheader": "errors geometry nifti",
+    "niftifields": "errors",
+    "maskheader": "geometry niftifields",
+    "nifti": "errors geometry maskheader niftifields",
+    "textheader": "errors geometry maskheader nifti",
     "voxels": "errors nifti stream",
-    "volume": "errors formats geometry nifti stream textheader voxels",
-    "ct": "hounsfield volume",
-    "maskfile": "errors geometry nifti stream voxels",
+    "volume": "errors formats geometry nifti niftifields stream textheader voxels",
+    "spacing": "errors geometry",
+    "padding": "errors voxels",
+    "hounsfield": "errors",
+    "ct": "dicomseries dicomvolume errors hounsfield padding spacing volume",
+    "maskfile": "errors geometry maskheader stream voxels",
     # the network
     "network": "labels",
     "postprocess": "labels",
@@ -33,10 +44,12 @@ MAY_IMPORT = {
     "fuse": "network",
     "body": "network",
     "weights": "fuse labels network preprocess",
-    "segment": "body device network postprocess preprocess weights",
+    "inference": "postprocess preprocess resample slabs",
+    "segment": "body device inference network postprocess preprocess slabs weights",
     # all together
-    "pipeline": "cases errors labels maskfile monitor postprocess preprocess preview resample segment volume",
-    "__main__": "cases ct device errors maskfile monitor pipeline progress readahead record segment volume weights",
+    "pipeline": "cases labels maskfile monitor preview segment volume",
+    "__main__": "cases cpus ct device errors maskfile monitor pipeline progress readahead record segment volume "
+    "weights",
     "__init__": "",
 }
 

@@ -27,12 +27,49 @@ def test_reads_any_real_type(tmp_path, dtype, suffix):
     assert mask.spacing_mm == (2.5, 1.5, 0.75)
 
 
+@pytest.mark.parametrize("more", [(1,), (1, 1), (1, 1, 1, 1)])
+def test_further_dimensions_of_size_1_are_left_out(tmp_path, more):
+    mask = read_mask(save(tmp_path / "a.nii.gz", LABELS.reshape(*LABELS.shape, *more)))
+    np.testing.assert_array_equal(mask.labels, LABELS.transpose(2, 1, 0))
+    assert mask.labels.flags.c_contiguous and mask.spacing_mm == (2.5, 1.5, 0.75)
+
+
+def with_bytes(path, at, raw):
+    content = bytearray(path.read_bytes())
+    content[at : at + len(raw)] = raw
+    path.write_bytes(content)
+    return path
+
+
+@pytest.mark.parametrize(("code", "mm"), [(0, 1), (1, 1000), (2, 1), (3, 0.001), (5, 1), (2 | 8, 1), (3 | 16, 0.001)])
+def test_units_become_mm(tmp_path, code, mm):
+    """Codes 1 and 3 are metres and microns, the upper bits time; ITK takes all else as mm."""
+    affine = np.diag([0.75, 1.5, 2.5, 1])
+    affine[:3, 3] = 10, -20, 30
+    mask = read_mask(with_bytes(save(tmp_path / "a.nii", LABELS, affine), 123, bytes([code])))
+    assert mask.spacing_mm == tuple(float(np.float32(length * mm)) for length in (2.5, 1.5, 0.75))
+    np.testing.assert_allclose(mask.affine[:3], affine[:3] * mm)
+    np.testing.assert_array_equal(mask.affine[3], [0, 0, 0, 1])
+
+
+@pytest.mark.parametrize(("code", "per_mm"), [(1, 1e-3), (2, 1), (3, 1e3)])
+def test_spacing_is_the_headers_float32_in_any_unit(tmp_path, code, per_mm):
+    """To the last bit: two surfaces may be apart by exactly a tolerance."""
+    for spacing_mm in np.random.default_rng(0).uniform(0.3, 5, (100, 3)).round(4):
+        path = save(tmp_path / "a.nii", LABELS[:1, :1, :1], np.diag([*spacing_mm * per_mm, 1]))
+        assert read_mask(with_bytes(path, 123, bytes([code]))).spacing_mm == tuple(
+            map(float, np.float32(spacing_mm[::-1]))
+        )
+
+
+def test_a_voxel_without_a_size_is_refused(tmp_path):
+    path = with_bytes(save(tmp_path / "a.nii", LABELS), 80, np.float32(np.nan).tobytes())
+    with pytest.raises(MaskError, match=r"a\.nii: its voxels measure nan x 1\.5 x 2\.5 mm"):
+        read_mask(path)
+
+
 def test_scaled_values(tmp_path):
-    path = tmp_path / "a.nii"
-    save(path, LABELS * 2)
-    raw = bytearray(path.read_bytes())
-    raw[112:116] = np.float32(0.5).tobytes()  # scl_slope: the values are half of what is stored
-    path.write_bytes(raw)
+    path = with_bytes(save(tmp_path / "a.nii", LABELS * 2), 112, np.float32(0.5).tobytes())  # scl_slope
     np.testing.assert_array_equal(read_mask(path).labels, LABELS.transpose(2, 1, 0))
 
 
@@ -47,6 +84,8 @@ def test_scaled_values(tmp_path):
         (np.full((3, 3, 3), np.inf, np.float32), "inf"),
         (np.zeros((3, 3, 3), np.complex64), "complex64"),
         (np.zeros((3, 3, 3, 2), np.uint8), "3 dimensions, this file has 4"),
+        (np.zeros((3, 3, 3, 1, 2), np.uint8), "3 dimensions, this file has 5"),
+        (np.zeros((3, 3), np.uint8), "3 dimensions, this file has 2"),
     ],
 )
 @pytest.mark.filterwarnings("error")

@@ -108,6 +108,15 @@ def test_what_is_finished(tmp_path):
     assert finished_masks(tmp_path) == {"a": {("i", "w1", "m"), ("i", "w2", "m2")}}
 
 
+def test_a_mask_made_of_slabs_is_not_finished_where_every_slice_is_asked_for(tmp_path):
+    record = RunRecord(tmp_path)
+    record.content["weights"] = {"sha256": "w"}
+    for case in (entry("thin", slices_per_slab=3), entry("thick", slices_per_slab=1), entry("older")):
+        record.add_case(case)
+    assert set(finished_masks(tmp_path)) == {"thin", "thick", "older"}
+    assert set(finished_masks(tmp_path, every_slice=True)) == {"thick", "older"}
+
+
 @pytest.mark.parametrize(
     "content", [b"", b"{", b"[]", b"null", b'{"cases": 3}', b'{"cases": [{"status": "done"}]}', b"\xff\xfe\x00"]
 )

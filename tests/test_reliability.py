@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.reliability import determinism, disks, hostile, kills, locked, long_run, metamorphic
+from tests.reliability import determinism, dicom, disks, hostile, kills, locked, long_run, metamorphic
 from tests.reliability.trial import Row, main, row
 
 SAMPLES = {
     hostile: {"files": 100, "names": 20, "seed": 1},
+    dicom: {"plain": 40, "compressed": 6, "seed": 1},
     kills: {"kills": 2, "terminations": 1, "interrupts": 1, "seed": 1},
     disks: {"disks": 2, "changes": 1, "pairs": 1, "seed": 1},
     long_run: {"cases": 40},

@@ -7,6 +7,8 @@ import io
 import json
 import os
 import re
+import shutil
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -17,12 +19,15 @@ from PIL import Image
 
 from app.labels import ORGANS
 from evaluation import accuracy
+from evaluation.organs import ALL_LABELS
 from evaluation.report.__main__ import main
 from evaluation.report.case import report_case
 from evaluation.report.curves import stage_spans, waiting_s
 from evaluation.report.plausible import REFERENCES, mark, plausible_ml
 from evaluation.report.run import CaseRecord, find_run, read_run
 from evaluation.report.views import FALSE_NEGATIVE, FALSE_POSITIVE, Scan, displayed, organ_strip, overviews
+from tests.dicom_series import Series
+from tests.scans import save_ct, smooth_hu
 
 CT_DIR = Path(os.environ.get("FLARE22_CT_DIR", Path(__file__).resolve().parents[2] / "shared" / "ct"))
 AFFINE = np.diag([2.0, 2.0, 5.0, 1.0])
@@ -116,24 +121,28 @@ def case_entry(root, name, **changes):
 
 @pytest.fixture
 def root(tmp_path):
+    return make_root(tmp_path)
+
+
+def make_root(root, names=NAMES):
     """A run of three cases and one that failed, with truths: in/, out/, truth/."""
     random = np.random.default_rng(9)
-    for seed, name in enumerate(NAMES):
+    for seed, name in enumerate(names):
         labels = body(seed)
         hu = np.where(labels > 0, 60 + 8 * labels.astype(np.int16), -80).astype(np.int16)
-        save(tmp_path / "in" / f"{name}_0000.nii.gz", hu + random.integers(-9, 9, SHAPE).astype(np.int16))
-        save(tmp_path / "truth" / f"{name}.nii.gz", labels)
+        save(root / "in" / f"{name}_0000.nii.gz", hu + random.integers(-9, 9, SHAPE).astype(np.int16))
+        save(root / "truth" / f"{name}.nii.gz", labels)
         found = np.roll(labels, seed, axis=0)
         found[found == 9] = 0  # the gallbladder is never found
-        save(tmp_path / "out" / f"{name}.nii.gz", found)
-    write_run(tmp_path)
-    return tmp_path
+        save(root / "out" / f"{name}.nii.gz", found)
+    write_run(root, names=names)
+    return root
 
 
-def write_run(root, started="20260101T000000Z", gpu="", **changes):
+def write_run(root, started="20260101T000000Z", gpu="", names=NAMES, **changes):
     folder = root / "out" / "logs" / started
     folder.mkdir(parents=True)
-    cases = [case_entry(root, name) for name in NAMES]
+    cases = [case_entry(root, name) for name in names]
     cases[0]["warnings"] = ["air < -1000 HU & <script>alert(1)</script>"]
     broken = case_entry(root, "broken", status="failed", error="broken_0000.nii.gz: truncated <b>")
     cases.insert(1, {key: broken[key] for key in ("name", "input", "mask", "status", "error")})
@@ -149,7 +158,8 @@ def write_run(root, started="20260101T000000Z", gpu="", **changes):
         **changes,
     }
     (folder / "run.json").write_text(json.dumps(content))
-    (folder / "monitor.csv").write_text(MONITOR.replace("{g}", gpu))
+    samples = re.sub(r"\b(one|two)\b", lambda match: names[NAMES.index(match[0])], MONITOR.replace("{g}", gpu))
+    (folder / "monitor.csv").write_text(samples, encoding="utf-8", errors="surrogateescape")
     return folder
 
 
@@ -220,6 +230,28 @@ def test_scores_are_those_of_accuracy(root, tmp_path):
                 scores = [per_case[name][f"{organ.abbreviation}_{metric}"] for organ in organs]
                 assert row[1:] == scores
                 assert float(row[0]) == pytest.approx(np.mean([float(score) for score in scores]), abs=5e-5)
+
+
+def test_organs_case_by_case(root, tmp_path, capsys):
+    table = tmp_path / "organs.tsv"
+    table.write_text("case\tannotated\none\t1-11,13\ntwo\tLiver,Spleen\nthree\t\n")
+    (root / "truth" / "three.nii.gz").write_bytes(b"not even read")
+    page = Page(report(root, "--truth", root / "truth", "--organs", table))
+    assert "the table of --organs does not name three: not scored" in capsys.readouterr().err
+    argv = [str(root / "out"), str(root / "truth"), "-o", str(tmp_path / "s.csv"), "--organs", str(table)]
+    assert accuracy.main([*argv, "--workers", "1"]) == 1
+    summary = json.loads((tmp_path / "s.json").read_text())
+    organs = page.table("organ", "DSC")
+    assert "duodenum" not in organs
+    for organ, row in ((organ, organs[organ.name]) for organ in ORGANS if organ.label != 12):
+        statistics = summary["per_organ"][organ.abbreviation]
+        assert [row[0], row[6]] == [f"{statistics['DSC']['mean']:.4f}", str(statistics["n"])]
+    assert {row[6] for row in organs.values()} == {"cases", "1", "2", ""}
+    cases = page.table("DSC", "mean")
+    assert set(cases) == {"DSC", "one", "two"} and "" not in cases["one"]
+    liver, spleen = float(cases["two"][1]), float(cases["two"][3])
+    assert float(cases["two"][0]) == pytest.approx((liver + spleen) / 2, abs=1e-4)
+    assert cases["two"].count("") == 10
 
 
 def test_best_and_worst_cases_stand_side_by_side(root):
@@ -321,14 +353,14 @@ def test_patients_right_and_front_are_on_the_left_and_the_head_on_top():
 
 def test_pictures_do_not_depend_on_the_files_axes(root):
     (before,) = [case for case in read_run(root / "out").cases if case.name == "two"]
-    pictures = report_case(before, root / "truth" / "two.nii.gz", accuracy.ALL_LABELS)
+    pictures = report_case(before, root / "truth" / "two.nii.gz", ALL_LABELS)
     for path in (before.ct, before.mask, root / "truth" / "two.nii.gz"):
         image = nibabel.load(path)
         turned = image.as_reoriented(nibabel.orientations.axcodes2ornt("PSL"))
         assert nibabel.aff2axcodes(turned.affine) != ("R", "A", "S")
         array = np.asarray(turned.dataobj)
         nibabel.save(nibabel.Nifti1Image(array, turned.affine), path)
-    again = report_case(before, root / "truth" / "two.nii.gz", accuracy.ALL_LABELS)
+    again = report_case(before, root / "truth" / "two.nii.gz", ALL_LABELS)
     assert again.volumes == pictures.volumes
     assert {k: p.uri for k, p in again.strips.items()} == {k: p.uri for k, p in pictures.strips.items()}
     assert {k: p.uri for k, p in again.overviews.items()} == {k: p.uri for k, p in pictures.overviews.items()}
@@ -452,6 +484,33 @@ def test_a_mask_of_another_ct(root, capsys):
     assert "differ in shape" in fails(capsys, root / "out", "-o", root / "r.html")
 
 
+@pytest.mark.filterwarnings("ignore:Glyph")  # of the curves' font
+@pytest.mark.parametrize("encoding", ["ascii", "utf-8"])
+def test_names_that_the_terminal_cannot_say(tmp_path, monkeypatch, encoding):
+    root = make_root(tmp_path, ("肝$_$", "é", os.fsdecode("肾".encode("gbk"))))
+    stdout = io.TextIOWrapper(io.BytesIO(), encoding)
+    monkeypatch.setattr(sys, "stdout", stdout)
+    html = report(root, "--truth", root / "truth", pictures=True)
+    said = stdout.buffer.getvalue().decode(encoding)
+    assert "\\udcc9\\udcf6\n" in said and ("肝$_$\n" if encoding == "utf-8" else "\\u809d$_$\n") in said
+    table = Page(html).table("DSC", "mean")
+    assert {"肝$_$", "\\udcc9\\udcf6", "é"} <= set(table)
+    with (root / "report" / "volumes.csv").open(encoding="utf-8") as file:
+        assert {row["Name"] for row in csv.DictReader(file)} == {"肝$_$", "\\udcc9\\udcf6", "é"}
+
+
+def test_on_a_full_disk_the_report_of_before_stands(root, capsys, monkeypatch):
+    before = report(root)
+    capsys.readouterr()
+    monkeypatch.setattr(os, "replace", lambda *paths: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    line = fails(
+        capsys, root / "out", "--truth", root / "truth", "-o", root / "report" / "report.html", "--no-pictures"
+    )
+    assert line == f"error: [Errno 28] No space left on device: '{root / 'report' / 'report.html'}'"
+    assert (root / "report" / "report.html").read_text() == before
+    assert sorted(path.name for path in (root / "report").iterdir()) == ["report.html", "volumes.csv"]
+
+
 # --- what is there and what is not ---
 
 
@@ -459,6 +518,28 @@ def test_newest_run_and_named_run(root):
     newer = write_run(root, "20260103T000000Z")
     assert find_run(root / "out") == newer
     assert find_run(root / "out" / "logs" / "20260101T000000Z").name == "20260101T000000Z"
+
+
+def test_hidden_folders_and_files_are_passed_over(root):
+    expected = Page(report(root, "--truth", root / "truth")).tables
+    shutil.copytree(root / "out" / "logs" / "20260101T000000Z", root / "out" / "logs" / ".20270101T000000Z")
+    (root / "out" / "efficiency").mkdir()
+    for name in ("._one_0000.json", ".one_0000.json"):
+        (root / "out" / "efficiency" / name).write_text('{"program_s": 5.0, "time": 7.5}')
+    (root / "truth" / "._one.nii.gz").write_bytes(b"\0\5\x16\7")
+    assert find_run(root / "out").name == "20260101T000000Z"
+    assert Page(report(root, "--truth", root / "truth")).tables == expected
+
+
+def test_metres_and_a_fourth_dimension_of_1_change_nothing(root):
+    expected = Page(report(root, "--truth", root / "truth")).tables
+    for path in (root / "out" / "one.nii.gz", root / "truth" / "one.nii.gz", root / "truth" / "two.nii.gz"):
+        image = nibabel.Nifti1Image(np.asarray(nibabel.load(path).dataobj), np.diag([0.002, 0.002, 0.005, 1]))
+        image.header.set_xyzt_units("meter")
+        nibabel.save(image, path)
+    for path in (root / "in" / "three_0000.nii.gz", root / "out" / "three.nii.gz"):
+        save(path, np.asarray(nibabel.load(path).dataobj)[..., None])
+    assert Page(report(root, "--truth", root / "truth", pictures=True)).tables == expected
 
 
 def test_moved_inputs_are_found_again(root):
@@ -517,3 +598,21 @@ def test_real_organs_are_plausible():
         marks |= {(name, label): volume.mark for label, volume in volumes.items() if label != 12}
     assert marks["btcv0009", 3] == "large" and marks["btcv0023", 9] == "absent"
     assert sum(map(bool, marks.values())) < 0.05 * len(marks), {key: word for key, word in marks.items() if word}
+
+
+def test_dicom_and_folders_below_have_pictures_too(tmp_path, run_app):
+    inputs, outputs = tmp_path / "in", tmp_path / "out"
+    Series(hu=smooth_hu((3, 48, 64)), number=1).write(inputs / "study")
+    Series(hu=smooth_hu((3, 48, 64), seed=1), number=2).write(inputs / "study")
+    save_ct(inputs / "below" / "x.nii.gz")
+    assert run_app("--inputs", inputs, "--outputs", outputs, "--quiet").status == 0
+
+    def pictured(*arguments):
+        assert main([str(outputs), "-o", str(tmp_path / "r.html"), *map(str, arguments)]) == 0
+        page = (tmp_path / "r.html").read_text()
+        return [name for name in ("study_1", "study_2", "below_x") if f'alt="{name}' in page]
+
+    assert pictured() == ["study_1", "study_2", "below_x"]
+    inputs.rename(tmp_path / "elsewhere")
+    assert pictured() == []
+    assert pictured("--inputs", tmp_path / "elsewhere") == ["study_1", "study_2", "below_x"]

@@ -18,6 +18,11 @@ from tests.scans import smooth_hu
         ((3.0, 3.0), (1.0, 1.0)),
         ((0.3, 0.3), (0.5, 0.5)),
         ((0.3, 3.0), (0.5, 1.0)),
+        ((0.476, 0.476), (0.476, 0.476)),  # 5 % outside is near enough
+        ((1.04, 0.7), (1.04, 0.7)),
+        ((0.474, 0.474), (0.5, 0.5)),
+        ((1.06, 1.06), (1.0, 1.0)),
+        ((1.04, 3.0), (1.0, 1.0)),  # resampled in any case: then into the range
     ],
 )
 def test_the_nearest_spacing_that_training_saw(spacing_mm, expected):

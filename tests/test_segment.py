@@ -184,6 +184,18 @@ def test_out_of_memory_halves_the_step(on_gpu, caplog, fitting):
     assert np.diff(done[-3:]).max() <= used
 
 
+def test_out_of_memory_halves_the_step_of_slabs_too(on_gpu, caplog):
+    def fails(slabs):
+        if slabs > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    segmenter, _ = on_gpu(fails)
+    expected = segment(PixelNetwork(), HU, STATISTICS, 11, 16, slices_per_slab=3)
+    assert np.array_equal(segmenter(HU, STATISTICS, slices_per_slab=3), expected)
+    assert not np.array_equal(expected, EXPECTED)
+    assert [message[-8:] for message in caplog.messages] == ["trying 2", "trying 1"]  # from the four slabs there are
+
+
 def test_out_of_memory_at_the_end_of_a_volume_begins_it_again(on_gpu):
     calls = []
 

@@ -1,11 +1,15 @@
 """Tables from result files: numbers are looked up in what training wrote and in the paper's text."""
 
+import io
 import json
+import os
+import sys
 
 import numpy as np
 import pytest
 import torch
 
+from app.labels import ORGANS
 from evaluation import study
 from evaluation.paper import TABLE_3, TABLE_3_AVERAGE
 from training import results as training_results
@@ -114,6 +118,19 @@ def test_check_notices_one_digit(tmp_path, results, capsys):
     assert str(readme) in capsys.readouterr().err
 
 
+def test_names_that_the_terminal_cannot_say(tmp_path, results, monkeypatch):
+    scores = json.loads((results / "crossvalidation.json").read_text())
+    scores["folds"][1]["dsc"] = {"肝": {}, os.fsdecode("肾".encode("gbk")): {}}
+    (results / "crossvalidation.json").write_text(json.dumps(scores))
+    (readme := tmp_path / "README.md").write_text(BLOCK.format("crossvalidation", ""))
+    assert study.main(["--write", "--results", str(results), str(readme)]) == 0
+    assert "(\\udcc9\\udcf6, a, b, 肝)" in readme.read_text(encoding="utf-8")
+    assert study.main(["--check", "--results", str(results), str(readme)]) == 0
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), "ascii"))
+    assert study.main(["--results", str(results)]) == 0
+    assert b"(\\udcc9\\udcf6, a, b, \\u809d)" in sys.stdout.buffer.getvalue()
+
+
 def test_without_result_file_a_block_is_empty(tmp_path, capsys):
     readme = tmp_path / "README.md"
     readme.write_text(BLOCK.format("table3_miniature", ""))
@@ -151,3 +168,10 @@ def test_arms_of_other_organs_are_not_compared(tmp_path, results, capsys):
 
 def test_the_tables_of_this_repository_are_up_to_date():
     assert study.main(["--check"]) == 0
+
+
+def test_the_papers_table_is_whole():
+    assert list(TABLE_3) == [organ.abbreviation for organ in ORGANS]
+    for column in ("with_unlabelled", "without_unlabelled"):  # the printed averages are those of the printed lines
+        mean = np.mean([getattr(row, column) for row in TABLE_3.values()])
+        assert mean == pytest.approx(getattr(TABLE_3_AVERAGE, column), abs=1e-4)

@@ -54,8 +54,9 @@ def test_the_default_build_is_the_one_of_requirements_txt():
     assert f"{version}+cpu" in LOCKS
 
 
-def test_the_readme_has_the_cuda_generation_of_each_lock():
-    rows = re.findall(r"^\| (2[\d.]+)(?: \(default\))? \| (\d+\.\d+) \|", (ROOT / "README.md").read_text(), re.M)
+def test_the_drivers_table_has_the_cuda_generation_of_each_lock():
+    page = (ROOT / "docs" / "images.md").read_text()
+    rows = re.findall(r"^\| (2[\d.]+)(?: \(default\))? \| (\d+\.\d+) \|", page, re.M)
     assert {version for version, _ in rows} == {version for version in LOCKS if "+" not in version}
     for version, cuda in rows:
         (runtime,) = (pin for name, pin in pins(version).items() if name.startswith("nvidia-cuda-runtime"))

@@ -175,4 +175,5 @@ def test_describe_is_plain_and_whole(store):
         "patients": ["p0", "p1", "p2", "p3"],
         "annotated": list(range(1, 14)),
         "spacing_mm": [12.5, 12.5],
+        "slice_mm": 5.0,
     }

@@ -51,7 +51,7 @@ def test_exported_weights_are_the_branch_that_validated_best(trained, path, tmp_
 
     weights = load_weights(file)
     assert weights.sha256 == digest and weights.frame_px == 32 and weights.switched_off == (12,)
-    assert weights.spacing_mm == (12.5, 12.5)
+    assert weights.spacing_mm == (12.5, 12.5) and weights.slice_mm == 5
     network = weights.network(torch.device("cpu"), torch.float32)
     run = Run(dataclasses.replace(config(trained / "store", tmp_path / "x", fold=0, folds=str(trained / "folds.json"))))
     run.branches[1].load_state_dict(state["branches"][1])
@@ -68,7 +68,7 @@ def test_info_is_plain_and_says_where_the_weights_come_from(path, tmp_path):
     content = export.export(path)
     torch.save(content, tmp_path / "w.pt")
     info = torch.load(tmp_path / "w.pt", weights_only=True)["info"]
-    assert list(info) == ["classes", "window_hu", "frame_px", "spacing_mm", "switched_off", "training"]
+    assert list(info) == ["classes", "window_hu", "frame_px", "spacing_mm", "slice_mm", "switched_off", "training"]
     assert info["classes"] == ["Background", *(organ.abbreviation for organ in ORGANS)]
     training = info["training"]
     assert (training["cases"], training["patients"], training["steps"]) == (2, ["p1", "p2"], 1)

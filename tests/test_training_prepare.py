@@ -42,6 +42,14 @@ def test_the_store_holds_what_inference_would_read(tmp_path, scans):
         assert case.organ_pixels[20][1] == (labels[20] == 1).sum() > 0
 
 
+def test_hidden_files_are_passed_over(tmp_path, scans, capsys):
+    shutil.copytree(scans, tmp_path / "scans")
+    for name in ("images/._case_0_0000.nii.gz", "images/.x_0000.nii.gz", "labels/._case_0.nii.gz"):
+        (tmp_path / "scans" / name).write_bytes(b"\0\5\x16\7")  # macOS puts such beside files (AppleDouble)
+    assert labelled(tmp_path / "store", tmp_path / "scans", "--shrink", "2") == 0
+    assert "2 prepared, 0 were there already, 0 failed" in capsys.readouterr().out
+
+
 def test_label_maps_in_another_orientation_are_brought_to_the_image(tmp_path, scans):
     shutil.copytree(scans, tmp_path / "scans")
     path = tmp_path / "scans/labels/case_0.nii.gz"
@@ -156,17 +164,6 @@ def test_spacing_outside_the_range_is_resampled(tmp_path, scans):
         for labels, mm in ((read_volume(tmp_path, case)[1], case.spacing_mm), phantom(0, 48)[1:])
     ]
     assert volume_ml[0] == pytest.approx(volume_ml[1], rel=0.02)
-
-
-@pytest.mark.parametrize("text, labels", [("1-13", range(1, 14)), ("1-11,13", [*range(1, 12), 13]), ("5", [5])])
-def test_parse_labels(text, labels):
-    assert prepare.parse_labels(text) == tuple(labels)
-
-
-@pytest.mark.parametrize("text", ["0-3", "14", "", "a", "3-1"])
-def test_parse_labels_refuses(text):
-    with pytest.raises(ValueError):
-        prepare.parse_labels(text)
 
 
 def test_a_missing_duodenum_hides_near_the_pancreas():

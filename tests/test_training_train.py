@@ -86,6 +86,9 @@ def test_killed_and_resumed_is_uninterrupted_bit_for_bit(store, tmp_path, monkey
         Run(dataclasses.replace(settings, lr=0.5))
     with pytest.raises(ValueError, match="other cases"):
         Run(dataclasses.replace(settings, store=str(phantom_store(tmp_path / "other", 32, [17], 1, 1))))
+    del killed["data"]["slice_mm"]  # not described by the first checkpoints
+    checkpoint.save(killed, tmp_path / "killed" / checkpoint.FILE_NAME)
+    assert Run(settings).step == whole["step"]
 
 
 def test_a_store_without_labels_is_named(tmp_path):
@@ -271,7 +274,7 @@ def test_validation_is_in_the_precision_of_training(store, tmp_path, monkeypatch
     run = Run(config(store, tmp_path, bf16=bf16))
     given = set()
     run.branches[0].classifier.register_forward_hook(lambda module, inputs, logits: given.add(logits.dtype))
-    validate(run.branches[0], store, run.labelled.cases[:1], run.config)
+    validate(run.branches[0], store, run.labelled.cases[:1], run.config, run.data)
     assert given == {dtype}
 
 
@@ -284,5 +287,5 @@ def test_four_slices_are_learned_by_heart(tmp_path):
     )  # fmt: skip
     run = Run(settings)
     run.train()
-    scores = validate(run.branches[0], store, read_cases(store), settings)
+    scores = validate(run.branches[0], store, read_cases(store), settings, run.data)
     assert len(scores) == 13 and np.mean(list(scores.values())) > 0.95

@@ -121,7 +121,7 @@ def test_without_orientation_it_is_read_as_itk_reads_it(tmp_path):
 
 
 def test_the_mask_keeps_the_geometry_fields_exactly(tmp_path):
-    image = nib.Nifti1Image(ARRAY[..., None], None, nib.Nifti1Header(endianness=">"))
+    image = nib.Nifti1Image(ARRAY, None, nib.Nifti1Header(endianness=">"))
     image.header.set_qform(AFFINE, 3)
     image.header.set_sform(AFFINE + 1e-5, 4)
     image.header.set_xyzt_units("mm", "sec")
@@ -137,9 +137,121 @@ def test_the_mask_keeps_the_geometry_fields_exactly(tmp_path):
     same = set(before.keys()) - {"datatype", "bitpix", "cal_max", "cal_min"}
     for field in same - {"scl_slope", "scl_inter", "vox_offset"}:
         assert before[field].tobytes() == after[field].tobytes(), field
-    assert mask.shape == (5, 6, 7, 1)
     assert (float(after["cal_max"]), len(after.extensions)) == (0, 0)
-    assert np.array_equal(np.asarray(mask.dataobj)[..., 0], labels_of(ARRAY))
+    assert np.array_equal(mask.dataobj, labels_of(ARRAY))
+
+
+def affine_by_itk(path):
+    """(4, 4) RAS as nibabel has it, by SimpleITK."""
+    image = sitk.ReadImage(path)
+    affine = np.eye(4)
+    affine[:3, :3] = np.reshape(image.GetDirection(), (3, 3)) * image.GetSpacing()
+    affine[:3, 3] = image.GetOrigin()
+    return np.diag([-1, -1, 1, 1]) @ affine
+
+
+TURNED = oriented_affine((2, 0, 1), (-1, 1, -1))
+SROW, PIXDIM, CODES, QUATERNION = 280, 80, 252, 256  # bytes before fields of NIfTI-1
+ODD = {  # name: (warning, fields (type, offset, values))
+    "zero sform": ("sform is singular", ("12f", SROW, np.zeros(12))),
+    "sform of NaN": ("sform is singular", ("f", SROW, [np.nan])),
+    "qform of NaN": ("qform is singular", ("f", QUATERNION, [np.nan])),
+    "negative spacing": ("not positive", ("3f", PIXDIM, [0.5, -0.75, 2.5])),
+    "no spacing": ("not positive", ("3f", PIXDIM, [0, 0, 0])),
+    "no spacing, no qform": ("not positive", ("3f", PIXDIM, [0, 1, 1]), ("2h", CODES, [0, 1])),
+    "odd sform code": ("sform_code 7", ("2h", CODES, [0, 7])),
+    "odd qform code": ("qform_code 7", ("2h", CODES, [7, 0])),
+    "odd codes": ("qform_code 9 .* the sform is used", ("2h", CODES, [9, 1])),
+    "size of the header": ("sizeof_hdr 0", ("i", 0, [0])),
+    "bitpix": ("bitpix 0", ("h", 72, [0])),
+    "intercept": ("scl_inter is nan", ("2f", 112, [1, np.nan])),
+    "vox_offset 0": ("at byte 352", ("f", 108, [0])),
+    "vox_offset 348": ("at byte 352", ("f", 108, [348])),
+    "vox_offset NaN": ("at byte 352", ("f", 108, [np.nan])),
+    "magic of a pair": ("at byte 352", ("4s", 344, [b"ni1\0"])),
+}
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("order", "<>")
+@pytest.mark.parametrize("kind", ODD)
+def test_odd_headers_are_read_and_the_mask_lies_in_the_true_place(tmp_path, kind, order, packed):
+    true = save(tmp_path / "true.nii", affine=TURNED, order=order)
+    warning, *fields = ODD[kind]
+    ct = tmp_path / "ct.nii"
+    ct.write_bytes(true.read_bytes())
+    for code, at, values in fields:
+        patch_header(ct, order + code, at, *values)
+    if packed:
+        raw, ct = ct.read_bytes(), tmp_path / "ct.nii.gz"
+        ct.write_bytes(gzip.compress(raw))
+    volume = read_volume(ct)
+    assert len(volume.warnings) >= 1
+    assert any(re.search(warning, said) for said in volume.warnings)
+    assert np.array_equal(volume.hu, canonical(true))
+    assert volume.geometry.spacing_mm == pytest.approx((2.5, 0.75, 0.5))
+    write_mask(labels_of(volume.hu), volume.geometry, tmp_path / "mask.nii.gz")
+    mask = nib.load(tmp_path / "mask.nii.gz")
+    assert np.array_equal(mask.dataobj, labels_of(ARRAY))
+    np.testing.assert_allclose(mask.affine, TURNED, atol=1e-5)
+    np.testing.assert_allclose(affine_by_itk(tmp_path / "mask.nii.gz"), TURNED, atol=1e-5)
+
+
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
+@pytest.mark.parametrize("offset", [0, 348, np.nan])
+def test_voxels_right_behind_the_header(tmp_path, suffix, offset):
+    plain = save(tmp_path / "x.nii")
+    patch_header(plain, "<f", 108, offset)
+    raw = plain.read_bytes()
+    raw = raw[:348] + raw[352:]
+    plain.write_bytes(raw)
+    assert np.array_equal(dicom_oriented(plain) if offset == 348 else VOLUME, VOLUME)  # ITK believes this offset
+    (tmp_path / f"ct{suffix}").write_bytes(gzip.compress(raw) if suffix == ".nii.gz" else raw)
+    volume = read_volume(tmp_path / f"ct{suffix}")
+    assert np.array_equal(volume.hu, VOLUME)
+    assert volume.warnings == ("its header does not say where its voxels begin: at byte 348, by its length",)
+    for wrong in (raw + b"\0", raw + bytes(100), raw + bytes(1 << 20), raw[:-2]):  # is it padding, or lost?
+        (tmp_path / f"ct{suffix}").write_bytes(gzip.compress(wrong) if suffix == ".nii.gz" else wrong)
+        with pytest.raises(InputError, match=r"does not say where its voxels begin|truncated"):
+            read_volume(tmp_path / f"ct{suffix}")
+
+
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
+@pytest.mark.parametrize("order", "<>")
+def test_nifti_2_is_read_and_its_mask_is_nifti_1(tmp_path, suffix, order):
+    image = nib.Nifti2Image(ARRAY, TURNED, nib.Nifti2Header(endianness=order))
+    image.header.set_data_dtype(ARRAY.dtype.newbyteorder(order))
+    nib.save(image, tmp_path / f"ct{suffix}")
+    volume = read_volume(tmp_path / f"ct{suffix}")
+    assert volume.warnings == ()
+    assert np.array_equal(volume.hu, canonical(tmp_path / f"ct{suffix}"))
+    assert volume.geometry.spacing_mm == (2.5, 0.75, 0.5)
+    write_mask(labels_of(volume.hu), volume.geometry, tmp_path / "mask.nii.gz")
+    mask = nib.load(tmp_path / "mask.nii.gz")
+    assert isinstance(mask, nib.Nifti1Image) and not isinstance(mask, nib.Nifti2Image)
+    assert np.array_equal(mask.dataobj, labels_of(ARRAY))
+    assert np.array_equal(mask.affine, TURNED)
+    np.testing.assert_allclose(affine_by_itk(tmp_path / "mask.nii.gz"), TURNED, atol=1e-6)
+
+
+def test_a_scaled_nifti_2_of_floats(tmp_path):
+    image = nib.Nifti2Image(ARRAY.astype(np.float64) / 3, AFFINE)
+    image.header.set_slope_inter(2, -7)
+    nib.save(image, tmp_path / "ct.nii")
+    assert np.array_equal(read_volume(tmp_path / "ct.nii").hu, np.rint(canonical(tmp_path / "ct.nii")))
+
+
+@pytest.mark.parametrize("behind", [(1,), (1, 1), (1, 1, 1, 1), (0,)])
+def test_a_mask_has_three_dimensions(tmp_path, behind):
+    ct = save(tmp_path / "ct.nii")
+    patch_header(ct, "<8h", 40, 3 + len(behind), *ARRAY.shape, *behind, *[1] * (4 - len(behind)))
+    volume = read_volume(ct)
+    assert np.array_equal(volume.hu, VOLUME)
+    write_mask(labels_of(volume.hu), volume.geometry, tmp_path / "mask.nii.gz")
+    mask = nib.load(tmp_path / "mask.nii.gz")
+    assert np.array_equal(mask.dataobj, labels_of(ARRAY))
+    assert mask.header["dim"].tolist() == [3, 5, 6, 7, 1, 1, 1, 1]
+    assert sitk.ReadImage(tmp_path / "mask.nii.gz").GetSize() == (5, 6, 7)
 
 
 @pytest.mark.parametrize("shape", [(33, 17, 1), (1, 1, 1), (3, 5, 2000), (1, 2000, 3)])
@@ -280,16 +392,45 @@ def test_garbage_behind_a_whole_stream_is_told(tmp_path, tail):
     assert volume.warnings == ("bytes behind the end of the gzip stream are ignored",)
 
 
-@pytest.mark.parametrize("name", ["ct.nii", "ct.nii.gz"])
-def test_padding_is_ignored_and_more_refused(tmp_path, name):
+MEGABYTE = 1 << 20
+
+
+@pytest.mark.parametrize("name", ["ct.nii", "ct.nii.gz", "ct.mha", "ct.nrrd"])
+@pytest.mark.parametrize("tail", [bytes(2), b"x" * 512, bytes(MEGABYTE), bytes(8 * MEGABYTE)], ids=len)
+def test_a_tail_of_zeros_or_a_short_one_is_ignored(tmp_path, name, tail):
+    maker = {".mha": metaimage_bytes, ".nrrd": nrrd_bytes}.get(name[2:], nifti_bytes)
     pack = gzip.compress if name.endswith(".gz") else bytes
-    (tmp_path / name).write_bytes(pack(nifti_bytes(VOLUME) + bytes(512)))
+    (tmp_path / name).write_bytes(pack(maker(VOLUME) + tail))
     volume = read_volume(tmp_path / name)
     assert np.array_equal(volume.hu, VOLUME)
-    assert volume.warnings == ("512 bytes behind the last voxel are ignored",)
-    (tmp_path / name).write_bytes(pack(nifti_bytes(VOLUME) + bytes(513)))
+    assert volume.warnings == (f"{len(tail)} bytes behind the last voxel are ignored",)
+
+
+@pytest.mark.parametrize("name", ["ct.nii", "ct.nii.gz"])
+@pytest.mark.parametrize(
+    "tail", [b"x" * 513, bytes(512) + b"x", bytes(MEGABYTE) + b"x", bytes(8 * MEGABYTE + 1)], ids=len
+)
+def test_a_longer_tail_is_refused(tmp_path, name, tail):
+    pack = gzip.compress if name.endswith(".gz") else bytes
+    (tmp_path / name).write_bytes(pack(nifti_bytes(VOLUME) + tail))
     with pytest.raises(InputError, match="its header declares"):
         read_volume(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["ct.nii", "ct.nii.gz"])
+def test_zeros_in_place_of_a_lost_end_are_no_tail(tmp_path, name):
+    pack = gzip.compress if name.endswith(".gz") else bytes
+    (tmp_path / name).write_bytes(pack(nifti_bytes(VOLUME)[:-100] + bytes(5000)))
+    with pytest.raises(InputError, match="it holds more voxels than its header declares"):
+        read_volume(tmp_path / name)
+
+
+def test_a_gigabyte_of_zeros_is_given_up_early(tmp_path):
+    (tmp_path / "ct.nii.gz").write_bytes(gzip.compress(nifti_bytes(VOLUME)) + gzip.compress(bytes(MEGABYTE)) * 1000)
+    start = time.monotonic()
+    with pytest.raises(InputError, match="it holds more voxels than its header declares"):
+        read_volume(tmp_path / "ct.nii.gz")
+    assert time.monotonic() - start < 0.5
 
 
 def lying_nifti(shape, dtype=np.int16):
@@ -305,8 +446,8 @@ BAD = {  # name: (file name, bytes, what the message says)
     "empty": ("x.nii.gz", b"", "an empty file"),
     "empty plain": ("x.nii", b"", "an empty file"),
     "text": ("x.nii.gz", b"<html>404 not found</html>", r"damaged gzip stream \(incorrect header check\)"),
-    "text plain": ("x.nii", b"<html>404 not found</html>", r"not a NIfTI-1 file \(it starts with 3c 68 74 6d\)"),
-    "text in gzip": ("x.nii.gz", gzip.compress(b"hello, world" * 99), "not a NIfTI-1 file"),
+    "text plain": ("x.nii", b"<html>404 not found</html>", r"not a NIfTI file \(it starts with 3c 68 74 6d\)"),
+    "text in gzip": ("x.nii.gz", gzip.compress(b"hello, world" * 99), "not a NIfTI file"),
     "nothing in gzip": ("x.nii.gz", gzip.compress(b""), "0 bytes are too few"),
     "not compressed": ("x.nii.gz", nifti_bytes(VOLUME), "damaged gzip stream"),
     "compressed": ("x.nii", gzip.compress(nifti_bytes(VOLUME)), "starts with 1f 8b"),
@@ -325,7 +466,9 @@ BAD = {  # name: (file name, bytes, what the message says)
     "4-D": ("x.nii.gz", gzip.compress(lying_nifti(shape=(5, 6, 7, 2))), "4-D image"),
     "RGB": ("x.nii", lying_nifti(shape=(5, 6, 7), dtype="RGB"), "type RGB"),
     "complex": ("x.nii", lying_nifti(shape=(5, 6, 7), dtype=np.complex64), "type complex64"),
-    "nifti-2": ("x.nii", nib.Nifti2Header().binaryblock, "NIfTI-2"),
+    "half a nifti-2 header": ("x.nii", nib.Nifti2Header().binaryblock[:500], "ends after 500 bytes"),
+    "no voxels, nor where": ("x.nii", nifti_bytes(VOLUME)[:344] + b"ni1\0", "but 0 bytes follow it: truncated?"),
+    "size 1 in the middle": ("x.nii.gz", gzip.compress(lying_nifti(shape=(5, 6, 1, 7))), "5 x 6 x 1 x 7"),
     "pair": ("x.hdr", nifti_bytes(VOLUME), "two files: convert it"),
     "pair's voxels": ("x.img.gz", b"x", "two files: convert it"),
     "mhd": ("x.mhd", metaimage_bytes(VOLUME), "two files: convert it"),
@@ -336,12 +479,14 @@ BAD = {  # name: (file name, bytes, what the message says)
     "mha list": ("x.mha", metaimage_bytes(VOLUME, ElementDataFile="LIST"), "lie in another file"),
     "mha not": ("x.mha", b"hello", "not a MetaImage"),
     "mha short": ("x.mha", metaimage_bytes(VOLUME)[:-1], "truncated?"),
-    "mha long": ("x.mha", metaimage_bytes(VOLUME) + bytes(600), "bytes follow it"),
+    "mha long": ("x.mha", metaimage_bytes(VOLUME) + b"x" * 600, "holds more voxels"),
     "mha zlib short": ("x.mha", metaimage_bytes(VOLUME, True)[:-1], "truncated: its zlib stream has no end"),
     "mha huge": ("x.mha", metaimage_bytes(VOLUME, True, DimSize="30000 30000 30000"), "can hold compressed"),
     "mha vast": ("x.mha", metaimage_bytes(VOLUME, DimSize="1e300 5 5"), "size of 1e300"),
     "mha nan": ("x.mha", metaimage_bytes(VOLUME, DimSize="nan 5 5"), "size of nan"),
     "mha words": ("x.mha", metaimage_bytes(VOLUME, DimSize="many"), "DimSize is not made of numbers"),
+    "mha 4-D": ("x.mha", metaimage_bytes(VOLUME, DimSize="5 6 7 2", NDims="4"), r"4-D image \(5 6 7 2\)"),
+    "mha many-D": ("x.mha", metaimage_bytes(VOLUME, DimSize="5 6 7" + " 1" * 20000, NDims="20003"), "20003-D image"),
     "mha 2-D": ("x.mha", metaimage_bytes(VOLUME, DimSize="5 6", NDims="2"), "2-D image"),
     "mha channels": ("x.mha", metaimage_bytes(VOLUME, ElementNumberOfChannels="3"), "ElementNumberOfChannels = 3"),
     "mha text": ("x.mha", metaimage_bytes(VOLUME, BinaryData="False"), "written as text"),
@@ -357,6 +502,12 @@ BAD = {  # name: (file name, bytes, what the message says)
     "nrrd skip": ("x.nrrd", nrrd_bytes(VOLUME, byte_skip="-1"), "byte skip"),
     "nrrd type": ("x.nrrd", nrrd_bytes(VOLUME, type="block"), "type 'block'"),
     "nrrd 4-D": ("x.nrrd", nrrd_bytes(VOLUME, dimension="4", sizes="3 5 6 7"), "4-D image"),
+    "nrrd 4-D, an axis not in space": (
+        "x.nrrd",
+        nrrd_bytes(VOLUME, dimension="4", sizes="3 5 6 7", space_directions="none (1,0,0) (0,1,0) (0,0,1)"),
+        "4-D image",
+    ),
+    "nrrd nowhere": ("x.nrrd", nrrd_bytes(VOLUME, space_directions="none none none"), "not one volume"),
     "nrrd contradiction": ("x.nrrd", nrrd_bytes(VOLUME, dimension="2"), "contradict"),
     "nrrd space": ("x.nrrd", nrrd_bytes(VOLUME, space="scanner-xyz"), "space 'scanner-xyz'"),
     "nrrd directions": (
@@ -426,7 +577,7 @@ def test_a_file_without_permission_is_refused(tmp_path):
 
 def test_more_voxels_than_memory_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "_memory_bytes", lambda: 2 * ARRAY.size - 1)
-    with pytest.raises(InputError, match="5 x 6 x 7 voxels of 2 bytes, more than the memory of this machine"):
+    with pytest.raises(InputError, match="5 x 6 x 7 voxels: more than the memory of this machine"):
         read_volume(save(tmp_path / "ct.nii.gz"))
     monkeypatch.setattr(module, "_memory_bytes", lambda: 2 * ARRAY.size)
     read_volume(save(tmp_path / "ct.nii.gz"))
@@ -521,6 +672,54 @@ def test_nrrd_without_space_is_read_as_itk_reads_it(tmp_path):
     volume = read_volume(tmp_path / "ct.nrrd")
     assert np.array_equal(volume.hu, dicom_oriented(tmp_path / "ct.nrrd"))
     assert volume.geometry.spacing_mm == (2, 0.75, 0.5)
+
+
+ONE_VOLUME = {
+    "mha": metaimage_bytes(
+        VOLUME, NDims="4", DimSize="5 6 7 1", ElementSpacing="0.5 0.75 2 1", Offset="1 2 3 0",
+        TransformMatrix="-1 0 0 0 0 -1 0 0 0 0 1 0 0 0 0 1",
+    ),
+    "nrrd": nrrd_bytes(
+        VOLUME, dimension="4", sizes="5 6 7 1", kinds="domain domain domain list", space_origin="(-1,-2,3)",
+        space_directions="(0.5,0,0) (0,0.75,0) (0,0,2) none",
+    ),
+    "first.nrrd": nrrd_bytes(
+        VOLUME, dimension="4", sizes="1 5 6 7", kinds="vector domain domain domain", space_origin="(-1,-2,3)",
+        space_directions="none (0.5,0,0) (0,0.75,0) (0,0,2)",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ONE_VOLUME)
+def test_four_dimensions_with_one_volume(tmp_path, kind):
+    ct = tmp_path / f"ct.{kind}"
+    ct.write_bytes(ONE_VOLUME[kind])
+    by_itk = sitk.ReadImage(ct)
+    assert by_itk.GetSpacing()[:3] == (0.5, 0.75, 2) and by_itk.GetOrigin()[:3] == (1, 2, 3)
+    assert np.array_equal(sitk.GetArrayFromImage(by_itk).reshape(VOLUME.shape), VOLUME)
+    volume = read_volume(ct)
+    assert np.array_equal(volume.hu, VOLUME)
+    write_mask(labels_of(volume.hu), volume.geometry, tmp_path / "mask.nii.gz")
+    assert np.array_equal(nib.load(tmp_path / "mask.nii.gz").dataobj, labels_of(ARRAY))
+    true = np.array([[0.5, 0, 0, -1], [0, 0.75, 0, -2], [0, 0, 2, 3], [0, 0, 0, 1]])
+    np.testing.assert_allclose(affine_by_itk(tmp_path / "mask.nii.gz"), true, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["ct.mha", "ct.nrrd"])
+def test_a_negative_spacing_is_taken_as_itk_takes_it(tmp_path, name):
+    raw = metaimage_bytes(VOLUME, ElementSpacing="0.5 -0.75 2", Offset="1 2 3")
+    if name == "ct.nrrd":
+        raw = nrrd_bytes(VOLUME, spacings="0.5 -0.75 2")
+        for line in (b"space: ", b"space directions", b"space origin"):
+            raw = re.sub(line + rb"[^\n]*\n", b"", raw, count=1)
+    (tmp_path / name).write_bytes(raw)
+    volume = read_volume(tmp_path / name)
+    (warning,) = volume.warnings
+    assert warning == "voxel spacing 0.5 x -0.75 x 2 is negative: the axis runs the other way, as ITK takes it"
+    assert np.array_equal(volume.hu, dicom_oriented(tmp_path / name))
+    assert volume.geometry.spacing_mm == (2, 0.75, 0.5)
+    write_mask(labels_of(volume.hu), volume.geometry, tmp_path / "mask.nii.gz")
+    np.testing.assert_allclose(affine_by_itk(tmp_path / "mask.nii.gz"), affine_by_itk(tmp_path / name), atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["ct.mha", "ct.nrrd"])

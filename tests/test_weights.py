@@ -10,7 +10,8 @@ from torch import nn
 
 from app.network import DeepLabV3Plus
 from app.weights import CLASSES, WeightsError, load_weights
-from tests.scans import random_network, save_weights, smooth_hu, weights_content
+from benchmarks.machine import dtypes
+from tests.scans import needs_bfloat16, random_network, save_weights, smooth_hu, weights_content
 from tests.test_labels import FLARE22
 from training.export import write
 
@@ -26,6 +27,7 @@ def test_what_export_writes_is_read(weights_path):
     weights = load_weights(weights_path)
     assert weights.sha256 == hashlib.sha256(weights_path.read_bytes()).hexdigest()
     assert (weights.frame_px, weights.spacing_mm, weights.switched_off) == (64, (0.5, 1.0), ())
+    assert weights.slice_mm == 3.0  # of files that do not say
     assert ("Background", *FLARE22) == CLASSES
 
 
@@ -47,6 +49,7 @@ def test_network_is_that_of_the_file_folded(weights_path, images):
     assert (logits.argmax(1) == full.argmax(1)).float().mean() > 0.98  # halving the parameters changes little
 
 
+@needs_bfloat16
 def test_networks_of_one_file_are_independent(weights_path, images):
     weights = load_weights(weights_path)
     with torch.inference_mode():
@@ -55,7 +58,7 @@ def test_networks_of_one_file_are_independent(weights_path, images):
         assert torch.equal(weights.network(CPU, torch.float32)(images), before)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", dtypes("cpu"))
 def test_a_switched_off_class_never_wins(tmp_path, images, dtype):
     on, off = (load_weights(save_weights(tmp_path / f"{i}.pt", switched_off=s)) for i, s in enumerate(([], [2, 5])))
     assert off.switched_off == (2, 5)
@@ -154,6 +157,8 @@ def test_a_missing_file(tmp_path):
         ({"info": {"spacing_mm": [0.0, 0.5]}}, "spacing 0.0 to 0.5 mm"),
         ({"state_dict": {}}, "not a weights file of this program"),
         ({"state_dict": None}, "not a weights file of this program"),
+        ({"info": {"slice_mm": -1.0}}, "slice thickness of -1.0 mm"),
+        ({"info": {"slice_mm": float("nan")}}, "slice thickness of nan mm"),
         ({"info": {"spacing_mm": None}}, "not a weights file of this program"),
     ],
 )

@@ -7,6 +7,7 @@ a distributed run simply take their parts of each batch.
 
 import dataclasses
 import json
+import statistics
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -69,6 +70,7 @@ def describe(cases: Cases) -> dict:
     """What was trained on, as plain types, for checkpoints and exported weights."""
     training = [*cases.labelled, *cases.unlabelled]
     spacings = [spacing for case in training for spacing in case.spacing_mm[1:]]
+    slice_mm = [case.spacing_mm[0] for case in training for _ in range(case.shape[0])]
     return {
         "labelled": [case.name for case in cases.labelled],
         "unlabelled": [case.name for case in cases.unlabelled],
@@ -76,6 +78,7 @@ def describe(cases: Cases) -> dict:
         "patients": sorted({case.patient for case in training}),
         "annotated": sorted({label for case in cases.labelled for label in case.annotated}),
         "spacing_mm": [min(spacings), max(spacings)],  # in plane
+        "slice_mm": statistics.median(slice_mm),  # a few single slices, which tell their distance, do not move it
     }
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from app.labels import ORGANS
 from app.preprocess import WINDOW_HU
 from app.record import file_sha256
-from app.weights import CLASSES, FORMAT
+from app.weights import CLASSES, FORMAT, SLICE_MM
 from training import checkpoint
 from training.config import from_dict
 from training.dataset import describe, split
@@ -55,6 +55,7 @@ def export(path: Path, branch: int | None = None, store: Path | None = None) -> 
             "window_hu": list(WINDOW_HU),
             "frame_px": state["config"].get("crop_size", 512),
             "spacing_mm": data["spacing_mm"],
+            "slice_mm": data.get("slice_mm", SLICE_MM),  # older checkpoints do not know
             "switched_off": switched_off,
             "training": {
                 "config": stages[-1]["config"],

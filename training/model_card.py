@@ -11,6 +11,8 @@ import torch
 
 from app.labels import ORGANS
 from app.record import file_sha256
+from app.weights import SLICE_MM
+from evaluation.output import write_text
 from evaluation.paper import TABLE_3
 from evaluation.study import crossvalidation
 
@@ -122,7 +124,8 @@ Abdominal Organ Segmentation"), one branch, {parameters / 1e6:.1f} million param
 - SHA-256 `{sha256}`
 - Code {training["commit"]}, checkpoint of {training["date"]}
 - Input: axial slices, clipped to {info["window_hu"]} HU, z-scored with the clipped volume's statistics, of at least
-  {info["frame_px"]} pixels a side, pixel spacing {info["spacing_mm"][0]:.2f} to {info["spacing_mm"][1]:.2f} mm
+  {info["frame_px"]} pixels a side, pixel spacing {info["spacing_mm"][0]:.2f} to {info["spacing_mm"][1]:.2f} mm,
+  {info.get("slice_mm", SLICE_MM):g} mm thick (median of those trained on; thinner ones are averaged to that)
 - Organs that it never gives, because no training case annotates them: {", ".join(off) or "none"}
 
 **Research use only; not a medical device.** With these data, which are not the organizers', it is **not eligible
@@ -171,7 +174,7 @@ def main() -> None:
     content = torch.load(arguments.weights, map_location="cpu", weights_only=True)
     sha256 = file_sha256(arguments.weights)
     scores = json.loads(arguments.scores.read_text())
-    arguments.output.write_text(card(content, sha256, arguments.weights.name, scores))
+    write_text(arguments.output, card(content, sha256, arguments.weights.name, scores))
 
 
 if __name__ == "__main__":

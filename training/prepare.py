@@ -6,7 +6,6 @@ Files are named as FLARE22 names them: images X_0000.nii.gz (or X.nii.gz), label
 
 import argparse
 import fnmatch
-import hashlib
 import os
 import shutil
 import sys
@@ -18,15 +17,18 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from app.cases import find_cases
+from app.cases import Case as Scan
+from app.cases import find_cases, input_sha256
 from app.ct import read_ct
 from app.errors import InputError, UsageError
 from app.geometry import Geometry
 from app.labels import NUM_CLASSES
-from app.nifti import HEADER_BYTES, parse_nifti
+from app.nifti import parse_nifti
 from app.preprocess import clipped_statistics
+from app.record import file_sha256
 from app.resample import nearest_spacing, resample_in_plane, resampled_shape
 from app.volume import Volume, read_volume
+from evaluation.organs import parse_organs
 from training.missing import mark_uncertain
 from training.store import Case, read_case, write_case
 
@@ -47,7 +49,8 @@ class Job:
 
     Attributes:
         name, patient: As in `Case`.
-        image, labels: Files; labels None for an unlabelled case.
+        scan: The CT, an image file or a DICOM series.
+        labels: Label map; None for an unlabelled case.
         store: Folder.
         annotated: Label values that were looked for; empty for an unlabelled case.
         saturated_hu: HU at which the image was cut off before we got it; None if it was not.
@@ -57,7 +60,7 @@ class Job:
 
     name: str
     patient: str
-    image: Path
+    scan: Scan
     labels: Path | None
     store: Path
     annotated: tuple[int, ...]
@@ -88,15 +91,15 @@ def prepare(job: Job) -> bool:
 def _prepare(job: Job) -> bool:
     stored = read_case(job.store, job.name)
     if stored:
-        image_sha256 = _sha256(job.image)
+        image_sha256 = input_sha256(job.scan)
         if image_sha256 != stored.image_sha256 and stored.image_sha256:
             raise CaseError("the store has another image of that name: give --suffix, or remove that case")
-        labels_sha256 = _sha256(job.labels) if job.labels else None
+        labels_sha256 = file_sha256(job.labels) if job.labels else None
         made_from = (image_sha256, labels_sha256, job.settings)
         if made_from == (stored.image_sha256, stored.labels_sha256, stored.settings):
             return False
 
-    image = read_ct(job.image)
+    image = read_ct(job.scan.source)
     hu, spacing_mm = image.hu, image.geometry.spacing_mm
     labels_volume = read_volume(job.labels) if job.labels else None
     labels = _checked_labels(labels_volume, image.geometry, job.annotated) if labels_volume else None
@@ -133,14 +136,6 @@ def _prepare(job: Job) -> bool:
     return True
 
 
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
 def _checked_labels(labels: Volume, geometry: Geometry, annotated: tuple[int, ...]) -> np.ndarray:
     """A label map as uint8, found to lie where its image lies and to hold what it may.
 
@@ -150,7 +145,7 @@ def _checked_labels(labels: Volume, geometry: Geometry, annotated: tuple[int, ..
     if labels.hu.shape != geometry.shape:
         raise CaseError(f"the label map has {labels.hu.shape} voxels (z, y, x), its image {geometry.shape}")
     off_mm = np.abs(_corners_mm(labels.geometry) - _corners_mm(geometry)).max()
-    if off_mm > 0.5 * min(geometry.spacing_mm):
+    if off_mm > 0.5 * min(labels.geometry.spacing_mm):
         raise CaseError(f"the label map lies up to {off_mm:.1f} mm away from its image")
     values = np.unique(labels.hu)
     unknown = [int(value) for value in values if not 0 <= value < NUM_CLASSES]
@@ -168,7 +163,7 @@ def _listed(values: list[int]) -> str:
 
 def _corners_mm(geometry: Geometry) -> np.ndarray:
     """(2, 3): where the first and the last voxel of the reoriented array lie, RAS mm."""
-    header = parse_nifti(geometry.mask_header[:HEADER_BYTES])
+    header = parse_nifti(geometry.mask_header)
     last = np.array(header.shape) - 1  # k, j, i
     first = np.where(geometry.flips, last, 0)
     voxels = np.stack([first, last - first])[:, ::-1]  # i, j, k
@@ -205,21 +200,6 @@ def shrink(hu: np.ndarray, labels: np.ndarray | None, factor: int) -> tuple[np.n
     return small, counts.argmax(axis=-1).astype(np.uint8)
 
 
-def parse_labels(text: str) -> tuple[int, ...]:
-    """ "1-11,13" to (1, ..., 11, 13).
-
-    Raises:
-        ValueError: Not that, or outside 1..13.
-    """
-    labels: set[int] = set()
-    for item in text.split(","):
-        first, _, last = item.partition("-")
-        labels |= set(range(int(first), int(last or first) + 1))
-    if not labels or not labels <= set(range(1, NUM_CLASSES)):
-        raise ValueError(text)
-    return tuple(sorted(labels))
-
-
 def _range(text: str) -> tuple[float, float]:
     low, high = map(float, text.split(","))
     if not 0 < low <= high:
@@ -245,7 +225,7 @@ def jobs(arguments: argparse.Namespace) -> list[Job]:
         Job(
             name=case.name + arguments.suffix,
             patient=case.name,
-            image=case.input,
+            scan=case,
             labels=case.mask if labelled else None,
             store=arguments.store,
             annotated=arguments.annotated if labelled else (),
@@ -259,19 +239,19 @@ def jobs(arguments: argparse.Namespace) -> list[Job]:
 
 def estimated_bytes(job: Job) -> float:
     """What the case will take in the store, at most about."""
-    size = sum(path.stat().st_size for path in (job.image, job.labels) if path)
-    return size * STORE_PER_BYTE[job.image.suffix == ".gz"] / job.shrink**2
+    size = sum(path.stat().st_size for path in (*job.scan.files, job.labels) if path)
+    return size * STORE_PER_BYTE[job.scan.files[0].suffix == ".gz"] / job.shrink**2
 
 
 def main(argv: list[str] | None = None) -> int:
     """Exit status: 0 all prepared, 1 some failed (named), 2 nothing done."""
     parser = argparse.ArgumentParser(prog="python -m training.prepare", description=__doc__.splitlines()[0])
-    parser.add_argument("--images", type=Path, required=True, help="folder of X_0000.nii.gz")
+    parser.add_argument("--images", type=Path, required=True, help="folder of X_0000.nii.gz, or of DICOM series")
     parser.add_argument("--labels", type=Path, help="folder of X.nii.gz; without it the cases are unlabelled")
     parser.add_argument("--store", type=Path, required=True, help="made if absent, else added to")
     parser.add_argument("--cases", nargs="+", default=["*"], metavar="GLOB", help="names X to take (default: all)")
     parser.add_argument(
-        "--annotated", type=parse_labels, default=parse_labels("1-13"), metavar="1-11,13",
+        "--annotated", type=parse_organs, default="1-13", metavar="1-11,13",
         help="organs that the label maps annotate; others are left open where they may hide (default: 1-13)",
     )  # fmt: skip
     parser.add_argument("--suffix", default="", help="for the store's names, where a patient has several images")

@@ -142,7 +142,8 @@ class Run:
 
     def _resume(self, state: dict) -> None:
         differences = changed(state["config"], self.config)
-        if state["data"] not in (None, self.data):
+        data = state["data"] or {}
+        if self.data | data != self.data:  # an older checkpoint may not know all that is described
             differences.append("other cases in the store or the folds")
         if differences:
             raise ValueError(
@@ -286,7 +287,7 @@ class Run:
             return
         self.validation = {"step": self.step, "dsc": []}
         for k, branch in enumerate(self.branches):
-            scores = validate(branch, Path(self.config.store), self.validation_cases, self.config)
+            scores = validate(branch, Path(self.config.store), self.validation_cases, self.config, self.data)
             mean = {name: float(np.mean(values)) for name, values in scores.items()}
             mean["mean"] = float(np.mean(list(mean.values())))
             self.validation["dsc"].append(mean)

@@ -1,13 +1,16 @@
-"""DSC of whole cases, segmented as the image does it: same streaming, bias and filters."""
+"""DSC of whole cases, segmented as the image does it."""
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from app.inference import segment_volume
 from app.labels import NUM_CLASSES, ORGANS
-from app.postprocess import MIN_REGION_PX, clean
+from app.postprocess import MIN_REGION_PX
 from app.segment import segment
+from app.weights import SLICE_MM
 from training.config import Config
 from training.precision import mixed_precision
 from training.store import UNCERTAIN, Case, read_volume
@@ -33,22 +36,37 @@ def dice(prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
     return np.where(sizes > 0, 2 * pairs.diagonal() / np.maximum(sizes, 1), 1.0)
 
 
-def validate(network: torch.nn.Module, store: Path, cases: list[Case], config: Config) -> dict[str, list[float]]:
-    """DSC of a branch on whole labelled cases: abbreviation of an organ to its DSC in each case that annotates it.
+def validate(
+    network: torch.nn.Module, store: Path, cases: list[Case], config: Config, data: dict
+) -> dict[str, list[float]]:
+    """DSC of a branch on whole labelled cases.
 
     The network is left as it was. In smaller frames regions are smaller, and so is the filter's limit.
+
+    Args:
+        network: The branch.
+        store: Folder of the slice store.
+        cases: Labelled ones.
+        config: That the branch is trained with.
+        data: Of `training.dataset.describe`: what the branch is trained on.
+
+    Returns:
+        Abbreviation of an organ to its DSC in each case that annotates it.
     """
     was_training = network.training
     network.eval()
     device = next(network.parameters()).device
     min_region_px = round(MIN_REGION_PX * (config.frame_px / FULL_FRAME_PX) ** 2)
+    segment_slices = partial(segment, network, slices_per_step=SLICES_PER_STEP, frame_px=config.crop_size)
     scores: dict[str, list[float]] = {}
     for case in cases:
         hu, truth = read_volume(store, case)
         with mixed_precision(device, config.bf16):
-            labels = segment(network, hu, (case.mean_hu, case.std_hu), SLICES_PER_STEP, config.crop_size)
-        clean(labels, min_region_px)
-        dsc = dice(labels, truth)
+            segmentation = segment_volume(
+                segment_slices, hu, case.spacing_mm, data["spacing_mm"], data.get("slice_mm", SLICE_MM),
+                statistics_hu=(case.mean_hu, case.std_hu), min_region_px=min_region_px,
+            )  # fmt: skip
+        dsc = dice(segmentation.labels, truth)
         for organ in ORGANS:
             if organ.label in case.annotated:
                 scores.setdefault(organ.abbreviation, []).append(float(dsc[organ.label]))

@@ -1,14 +1,14 @@
 """`python -m evaluation.report RUN [--truth DIR] -o report.html`: the page, and volumes.csv beside it."""
 
 import argparse
-import csv
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from app.labels import ORGANS
-from evaluation.accuracy import ALL_LABELS, parse_organs
 from evaluation.masks import MaskError
+from evaluation.organs import AnnotatedOrgans, annotated_organs
+from evaluation.output import say, write_csv, write_text
 from evaluation.report.case import CaseReport, report_case
 from evaluation.report.page import page
 from evaluation.report.run import ReportError, read_run
@@ -24,8 +24,8 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("run", type=Path, metavar="RUN", help="a run's log folder, or an outputs folder: its newest run")
     add("-o", "--output", type=Path, required=True, metavar="HTML", help="the page; volumes.csv is written beside it")
     add("--truth", type=Path, metavar="DIR", help="ground truths, under the masks' names")
-    add("--annotated", type=parse_organs, default=ALL_LABELS, metavar="LIST",
-        help="organs annotated in the truths, e.g. 1-11,13 or Liver,RK (default: all)")  # fmt: skip
+    add("--organs", "--annotated", type=annotated_organs, default="1-13", metavar="LIST_OR_TSV",
+        help="organs annotated in the truths, as evaluation.accuracy takes them (default: all)")  # fmt: skip
     add("--inputs", type=Path, metavar="DIR", help="where the CTs are, if not where the run read them")
     add("--no-pictures", action="store_true", help="tables and curves only")
     arguments = parser.parse_args(argv)
@@ -36,14 +36,12 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def write_volumes(path: Path, cases: Sequence[CaseReport]) -> None:
     """A row for each case and organ; volumes in ml; limits and mark as in the page."""
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["Name", "Organ", "ml", "plausible_low_ml", "plausible_high_ml", "mark"])
-        for case in cases:
-            for label, volume in case.volumes.items():
-                limits = [f"{limit:.2f}" for limit in (volume.low_ml, volume.high_ml)]
-                organ = ORGANS[label - 1].abbreviation
-                writer.writerow([case.record.name, organ, f"{volume.ml:.2f}", *limits, volume.mark])
+    rows = [["Name", "Organ", "ml", "plausible_low_ml", "plausible_high_ml", "mark"]]
+    for case in cases:
+        for label, volume in case.volumes.items():
+            millilitres = [f"{ml:.2f}" for ml in (volume.ml, volume.low_ml, volume.high_ml)]
+            rows.append([case.record.name, ORGANS[label - 1].abbreviation, *millilitres, volume.mark])
+    write_csv(path, rows)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -51,22 +49,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse_arguments(argv)
     try:
         run = read_run(arguments.run, arguments.inputs)
-        truths = _truths(arguments.truth, [case.name for case in run.cases])
+        truths = _truths(arguments.truth, [case.name for case in run.cases], arguments.organs)
         cases = []
         for number, record in enumerate(run.cases, start=1):
-            print(f"{number}/{len(run.cases)} {record.name}", flush=True)
-            cases.append(report_case(record, truths.get(record.name), arguments.annotated, not arguments.no_pictures))
-        arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        arguments.output.write_text(page(run, cases, arguments.annotated), encoding="utf-8")
+            say(f"{number}/{len(run.cases)} {record.name}")
+            annotated = arguments.organs.of(record.name) or ()
+            cases.append(report_case(record, truths.get(record.name), annotated, not arguments.no_pictures))
+        write_text(arguments.output, page(run, cases))
         write_volumes(arguments.output.with_name("volumes.csv"), cases)
     except (ReportError, MaskError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        say(f"error: {error}", sys.stderr)
         return ERROR_EXIT
-    print(f"{arguments.output} ({arguments.output.stat().st_size / 1e6:.1f} MB)")
+    say(f"{arguments.output} ({arguments.output.stat().st_size / 1e6:.1f} MB)")
     return 0
 
 
-def _truths(folder: Path | None, names: Sequence[str]) -> dict[str, Path]:
+def _truths(folder: Path | None, names: Sequence[str], organs: AnnotatedOrgans) -> dict[str, Path]:
+    """Of the cases that can be scored."""
     if folder is None:
         return {}
     if not folder.is_dir():
@@ -75,8 +74,10 @@ def _truths(folder: Path | None, names: Sequence[str]) -> dict[str, Path]:
     if not truths:
         raise ReportError(f"--truth {folder}: no truth for any case of this run, e.g. {names[0]}.nii.gz")
     if missing := [name for name in names if name not in truths]:
-        print(f"warning: no truth for {', '.join(missing)}: not scored", file=sys.stderr)
-    return truths
+        say(f"warning: no truth for {', '.join(missing)}: not scored", sys.stderr)
+    if unknown := [name for name in truths if organs.of(name) is None]:
+        say(f"warning: the table of --organs does not name {', '.join(unknown)}: not scored", sys.stderr)
+    return {name: path for name, path in truths.items() if name not in unknown}
 
 
 if __name__ == "__main__":

@@ -11,11 +11,11 @@ from app.errors import InputError
 from app.geometry import Geometry
 from app.labels import ORGANS
 from app.record import file_sha256
-from evaluation.accuracy import Score, Scores, score_files
 from evaluation.masks import Mask, MaskError, check_same_grid, read_mask
 from evaluation.report.plausible import mark, plausible_ml
 from evaluation.report.run import CaseRecord
 from evaluation.report.views import Picture, Scan, organ_strip, overviews
+from evaluation.scoring import Score, Scores, score_files
 
 
 class OrganVolume(NamedTuple):
@@ -98,9 +98,9 @@ def _scan(record: CaseRecord, prediction: Mask, truth: Mask | None, annotated, n
         notes.append(f"no pictures: {error}")
         return None
     if record.sums.get("input", volume.sha256) != volume.sha256:
-        notes.append(f"{record.ct} is not the file that this run segmented: it has been changed since")
+        notes.append("its CT is not the one that this run segmented: it has been changed since")
     if volume.geometry.in_file_order(volume.hu).shape != prediction.labels.shape:
-        raise MaskError(f"{record.mask} and {record.ct} differ in shape: is this the mask of that CT?")
+        raise MaskError(f"{record.mask} and its CT differ in shape: is this the mask of that CT?")
     labels = _reoriented(prediction, volume.geometry)
     true = None
     if truth is not None:

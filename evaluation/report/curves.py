@@ -99,7 +99,8 @@ def _stage_panel(axes: Axes, samples: Sequence[dict]) -> None:
         seen[name] = True
         if name == "segment" and stop_s - start_s > 0.06 * end_s:
             room = max(3, int(110 * (stop_s - start_s) / end_s))
-            axes.text((start_s + stop_s) / 2, 1.5, case[:room], ha="center", va="center", color="white", fontsize=8)
+            name_style = {"ha": "center", "va": "center", "color": "white", "fontsize": 8, "parse_math": False}
+            axes.text((start_s + stop_s) / 2, 1.5, case[:room], **name_style)
     names = [name for name, was_seen in seen.items() if was_seen]
     handles = [Patch(color=STAGE_COLOURS.get(name, OTHER_STAGE), label=name) for name in names]
     axes.legend(handles=handles, **LEGEND | {"ncols": 8, "handlelength": 1})

@@ -1,7 +1,7 @@
 """The HTML of a report: one string, nothing outside it."""
 
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
@@ -10,30 +10,30 @@ import numpy as np
 from app.labels import ORGANS, Organ
 from app.preview import SOFT_TISSUE_HU
 from evaluation import paper
-from evaluation.accuracy import METRICS, TOLERANCES_MM, summarise
 from evaluation.report.case import CaseReport, OrganVolume
 from evaluation.report.curves import OTHER_STAGE, STAGE_COLOURS, curves, waiting_s
 from evaluation.report.markup import Cell, bar, figure, key, problems, table
 from evaluation.report.plausible import REFERENCES, WIDENING
 from evaluation.report.run import Run
 from evaluation.report.views import ERROR_COLOURS, SCALE_BAR_MM
+from evaluation.scoring import METRICS, TOLERANCES_MM
+from evaluation.summary import summarise
 
 POOR, FAIR = 0.5, 0.75  # scores below are tinted
 COMPARED = 2  # best and as many worst cases side by side
 
 
-def page(run: Run, cases: Sequence[CaseReport], annotated: Collection[int]) -> str:
+def page(run: Run, cases: Sequence[CaseReport]) -> str:
     """The whole document.
 
     Args:
         run: The record.
         cases: As many as the run has, in its order.
-        annotated: Labels that were scored, where there are scores.
     """
     scored = [case for case in cases if case.scores]
     sections = {
         "Failures and warnings": _problems(run, cases),
-        "Accuracy": _accuracy(scored, annotated) if scored else "",
+        "Accuracy": _accuracy(scored) if scored else "",
         "Best and worst cases": _best_and_worst(scored),
         "Organ volumes": _volumes(cases),
         "Time and memory": _breakdown(run) + _curves(run) + _challenge_figures(run),
@@ -119,9 +119,9 @@ def _odd(label: int, volume: OrganVolume) -> str:
 # Accuracy
 
 
-def _accuracy(scored: Sequence[CaseReport], annotated: Collection[int]) -> str:
-    organs = [organ for organ in ORGANS if organ.label in annotated]
-    left_out = ", ".join(organ.name for organ in ORGANS if organ.label not in annotated)
+def _accuracy(scored: Sequence[CaseReport]) -> str:
+    organs = [organ for organ in ORGANS if any(organ.label in case.scores for case in scored)]
+    left_out = ", ".join(organ.name for organ in ORGANS if organ not in organs)
     tolerances = ", ".join(f"{organ.abbreviation} {TOLERANCES_MM[organ.label]}" for organ in organs)
     intro = (
         f"<p>By FLARE22's rules, {len(scored)} cases. The paper's figures (its Table 3; its mean NSD is "
@@ -134,30 +134,30 @@ def _accuracy(scored: Sequence[CaseReport], annotated: Collection[int]) -> str:
 
 
 def _organ_scores(scored: Sequence[CaseReport], organs: Sequence[Organ]) -> str:
-    summary = summarise({case.record.name: case.scores for case in scored}, [organ.label for organ in organs])
+    summary = summarise({case.record.name: case.scores for case in scored})
     published = [paper.TABLE_3[organ.abbreviation] for organ in organs]
     rows = []
     for organ, ours in zip(organs, published, strict=True):
         statistics = summary["per_organ"][organ.abbreviation]
-        dsc = [case.scores[organ.label].dsc for case in scored]
+        dsc = [case.scores[organ.label].dsc for case in scored if organ.label in case.scores]
         spread = [f"{value:.4f}" for value in (statistics["DSC"]["std"], min(dsc), max(dsc))]
         nsd = [_score(statistics["NSD"]["mean"]), f"{statistics['NSD']['std']:.4f}"]
-        rows.append(
-            [_organ(organ), _score(statistics["DSC"]["mean"]), *spread, *nsd, *(f"{value:.4f}" for value in ours)]
-        )
+        papers = [f"{value:.4f}" for value in ours]
+        rows.append([_organ(organ), _score(statistics["DSC"]["mean"]), *spread, *nsd, str(statistics["n"]), *papers])
     means = {metric: f"{summary['over_organs'][metric]['mean']:.4f}" for metric in METRICS}
     paper_means = [f"{np.mean(column):.4f}" for column in zip(*published, strict=True)]
-    foot = ["mean of the organs", means["DSC"], "", "", "", means["NSD"], "", *paper_means]
-    heads = ["organ", "DSC", "SD", "worst", "best", "NSD", "SD", "paper's DSC", "paper's, without unlabelled data"]
-    return table(heads, rows, foot)
+    foot = ["mean of the organs", means["DSC"], "", "", "", means["NSD"], "", "", *paper_means]
+    heads = ["organ", "DSC", "SD", "worst", "best", "NSD", "SD", "cases"]
+    return table([*heads, "paper's DSC", "paper's, without unlabelled data"], rows, foot)
 
 
 def _case_scores(scored: Sequence[CaseReport], organs: Sequence[Organ], metric: int, tints: str) -> str:
     """A row for each case: metric 0 is DSC, 1 NSD."""
     rows = []
     for case in scored:
-        scores = [case.scores[organ.label][metric] for organ in organs]
-        rows.append([escape(case.record.name), _score(np.mean(scores)), *map(_score, scores)])
+        scores = {label: score[metric] for label, score in case.scores.items()}
+        cells = (_score(scores[organ.label]) if organ.label in scores else "" for organ in organs)
+        rows.append([escape(case.record.name), _score(np.mean([*scores.values()])), *cells])
     heads = [METRICS[metric], "mean", *(organ.abbreviation for organ in organs)]
     return table(heads, rows, caption=f"{METRICS[metric]} of each case, {tints}", wide=True)
 

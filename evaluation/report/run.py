@@ -5,6 +5,10 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from app.cases import Case, find_cases
+from app.dicomseries import Series
+from app.errors import UsageError
+
 
 class ReportError(Exception):
     """Nothing to report on. `str` is one line."""
@@ -20,7 +24,7 @@ class CaseRecord:
         error: Why it failed, or None.
         warnings: One line each.
         seconds: Stage -> seconds.
-        ct, mask: Where the files are now; None if they are not there any more.
+        ct, mask: Where they are now, the CT an image file or a DICOM series; None if they are not there any more.
         sums: SHA-256 that the run recorded of "input" and "mask"; absent if it recorded none.
     """
 
@@ -29,7 +33,7 @@ class CaseRecord:
     error: str | None
     warnings: tuple[str, ...]
     seconds: dict[str, float]
-    ct: Path | None
+    ct: Path | Series | None
     mask: Path | None
     sums: dict[str, str]
 
@@ -63,7 +67,7 @@ def find_run(path: Path) -> Path:
         raise ReportError(f"{path}: no such folder; give a run's log folder or an outputs folder")
     if (path / "run.json").is_file():
         return path
-    records = sorted(path.glob("logs/*/run.json"), key=lambda record: (record.stat().st_mtime_ns, record))
+    records = sorted(path.glob("logs/[!.]*/run.json"), key=lambda record: (record.stat().st_mtime_ns, record))
     if not records:
         raise ReportError(f"{path}: no run.json here or in logs/*/; give a run's log folder or an outputs folder")
     return records[-1].parent
@@ -84,7 +88,8 @@ def read_run(path: Path, inputs: Path | None = None) -> Run:
     try:
         content = json.loads(record.read_text(encoding="utf-8"))
         outputs = folder.parent.parent
-        cases = tuple(_case(entry, outputs, inputs) for entry in content.pop("cases"))
+        moved = {case.name: case.source for case in _cases_in(inputs, outputs)} if inputs else {}
+        cases = tuple(_case(entry, outputs, moved) for entry in content.pop("cases"))
         samples = _samples(folder / "monitor.csv")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ReportError(f"{record}: not the record of a run ({type(error).__name__}: {error})") from None
@@ -94,7 +99,7 @@ def read_run(path: Path, inputs: Path | None = None) -> Run:
 
 
 def _outside_s(outputs: Path, content: dict) -> float | None:
-    for path in outputs.glob("efficiency/*.json"):
+    for path in outputs.glob("efficiency/[!.]*.json"):
         try:
             measured = json.loads(path.read_text(encoding="utf-8"))
             if measured["program_s"] is not None and measured["program_s"] == content["monitor"]["duration_s"]:
@@ -104,9 +109,25 @@ def _outside_s(outputs: Path, content: dict) -> float | None:
     return None
 
 
-def _case(entry: dict, outputs: Path, inputs: Path | None) -> CaseRecord:
+def _cases_in(folder: Path, outputs: Path) -> list[Case]:
+    try:
+        return find_cases([folder], outputs)
+    except UsageError:  # the report does without its pictures
+        return []
+
+
+def _ct(entry: dict, outputs: Path, moved: dict[str, Path | Series]) -> Path | Series | None:
+    """Where the CT of a case is now; `moved` has those of another folder, by case name."""
     recorded = Path(entry["input"])
-    found = [path for path in ([inputs / recorded.name] if inputs else []) + [recorded] if path.is_file()]
+    if entry["name"] in moved:
+        return moved[entry["name"]]
+    if recorded.is_dir():
+        series = (case.series for case in _cases_in(recorded, outputs) if case.input == recorded and case.series)
+        return next((one for one in series if one.number == entry.get("series_number")), None)
+    return recorded if recorded.is_file() else None
+
+
+def _case(entry: dict, outputs: Path, moved: dict[str, Path | Series]) -> CaseRecord:
     masks = [path for path in (outputs / Path(entry["mask"]).name, Path(entry["mask"])) if path.is_file()]
     return CaseRecord(
         name=entry["name"],
@@ -114,7 +135,7 @@ def _case(entry: dict, outputs: Path, inputs: Path | None) -> CaseRecord:
         error=entry.get("error"),
         warnings=tuple(entry.get("warnings", ())),
         seconds=dict(entry.get("seconds", {})),
-        ct=found[0] if found else None,
+        ct=_ct(entry, outputs, moved),
         mask=masks[0] if masks else None,
         sums={kind: entry[f"{kind}_sha256"] for kind in ("input", "mask") if entry.get(f"{kind}_sha256")},
     )

@@ -18,6 +18,7 @@ from packageurl import PackageURL
 
 from app.__main__ import WEIGHTS, main
 from tests.container.sbom import bill_of_materials
+from tests.dicom_series import Series
 from tests.test_supply_chain import pins
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -98,6 +99,21 @@ def test_organizers_line(image, bare_mask, tmp_path):
     line = ("/bin/bash", "-c", "sh predict.sh")
     outputs, _ = run_image(image, tmp_path, "--gpus", "device=1", "--name", "team", command=line)
     check_outputs(outputs, bare_mask)
+
+
+def test_organizers_line_with_a_dicom_folder(image, bare_mask, tmp_path):
+    inputs, outputs = tmp_path / "inputs", tmp_path / "outputs"
+    outputs.mkdir()
+    ct = nib.load(EXAMPLE)  # its axes run left, back and up, as those of DICOM do
+    hu = np.asarray(ct.dataobj).T.astype(np.int16)
+    spacing_mm = tuple(float(mm) for mm in reversed(ct.header.get_zooms()))
+    Series(hu=np.ascontiguousarray(hu), spacing_mm=spacing_mm).write(inputs / "patient" / "ct")
+    mounts = ("-v", f"{inputs}:/workspace/inputs/", "-v", f"{outputs}:/workspace/outputs/")
+    docker("run", "--rm", "--gpus", "device=1", *mounts, f"{image}:latest", "/bin/bash", "-c", "sh predict.sh")
+    mask = nib.load(outputs / "patient_ct.nii.gz")
+    labels = np.asarray(mask.dataobj)[:, ::-1]  # rows run up in the file, down in DICOM
+    assert (labels == bare_mask).mean() >= 0.999
+    np.testing.assert_allclose(mask.header.get_zooms(), ct.header.get_zooms(), rtol=1e-5)
 
 
 def test_locked_down_without_gpu(image, bare_mask, tmp_path):

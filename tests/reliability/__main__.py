@@ -11,7 +11,8 @@ from pathlib import Path
 from tests.reliability.trial import RESULTS, ROOT
 
 TRIALS = (
-    "hostile", "kills", "disks", "container_memory", "long_run", "determinism", "metamorphic", "locked", "suite",
+    "hostile", "dicom", "kills", "disks", "container_memory", "long_run", "determinism", "metamorphic", "locked",
+    "suite",
 )  # fmt: skip
 
 

@@ -7,6 +7,7 @@ the first one's; a step size, number of threads or number format by which more t
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import nibabel as nib
@@ -14,8 +15,9 @@ import numpy as np
 import torch
 
 from app.device import compute_dtype
-from app.preprocess import clipped_statistics
+from app.inference import segment_volume
 from app.segment import segment
+from benchmarks.machine import dtypes
 from tests.reliability.runs import masks
 from tests.reliability.scans import ABDOMEN, agreement, example_part, shipped_segmenter
 from tests.reliability.trial import ROOT, Row, main, row
@@ -26,7 +28,7 @@ LEAST_PERCENT = 99.9
 def trial(folder: Path, runs: int = 20, slices: int = 12) -> Iterator[Row]:
     array, affine = example_part(slice(ABDOMEN.start, ABDOMEN.start + slices))
     yield _bit_equal(folder, runs, array, affine)
-    yield _other_settings(np.ascontiguousarray(array.T))
+    yield _other_settings(np.ascontiguousarray(array.T), tuple(np.diag(affine)[2::-1]))
 
 
 def _bit_equal(folder: Path, runs: int, array: np.ndarray, affine: np.ndarray) -> Row:
@@ -52,17 +54,18 @@ def _bit_equal(folder: Path, runs: int, array: np.ndarray, affine: np.ndarray) -
     return row("the same run again: masks equal to the last byte", problems)
 
 
-def _other_settings(hu: np.ndarray) -> Row:
+def _other_settings(hu: np.ndarray, spacing_mm: tuple[float, float, float]) -> Row:
     weights, cpu = shipped_segmenter().weights, torch.device("cpu")
     shipped_dtype = compute_dtype(cpu)
-    networks = {dtype: weights.network(cpu, dtype) for dtype in (torch.float32, torch.bfloat16)}
+    networks = {dtype: weights.network(cpu, dtype) for dtype in dtypes("cpu")}
     settings = [{"step": step} for step in (1, 2, 3, 4, 8, 12)]
     settings += [{"threads": threads} for threads in (1, 2, 3, 4)]
     settings += [{"dtype": dtype} for dtype in networks]
 
     def labels(step=2, threads=1, dtype=shipped_dtype):
         torch.set_num_threads(threads)
-        return segment(networks[dtype], hu, clipped_statistics(hu), step, weights.frame_px)
+        segment_slices = partial(segment, networks[dtype], slices_per_step=step, frame_px=weights.frame_px)
+        return segment_volume(segment_slices, hu, spacing_mm, weights.spacing_mm, weights.slice_mm).labels
 
     reference, problems, figures = labels(), [], {}
     threads = torch.get_num_threads()

@@ -21,7 +21,7 @@ import psutil
 
 from app.cases import case_name
 from app.errors import InputError
-from app.nifti import VOXEL_OFFSET
+from app.maskheader import VOXEL_OFFSET
 from app.volume import read_volume
 from tests.hostile import hostile_files, hostile_names, metaimage_bytes, nifti_bytes, nrrd_bytes
 from tests.reliability.trial import Row, main, row

@@ -1,5 +1,7 @@
 """SIGKILL, SIGTERM and Ctrl-C at random moments of a run of 5 cases: what stands is right, what is missing is resumed.
 
+Two of the cases are DICOM series, the others NIfTI.
+
 Of five moments two are drawn from the whole run, from its first folder to its end; two from the writing of a mask and
 one from the time after the last mask, which are small parts of it. Counted as lost: a run after which a mask that is
 there is not, byte for byte, the one of an undisturbed run; a stopped (not killed) run that ends with another status
@@ -35,7 +37,7 @@ STATUS = {signal.SIGKILL: -9, signal.SIGTERM: 143, signal.SIGINT: 130}
 
 
 def trial(folder: Path, kills: int = 30, terminations: int = 10, interrupts: int = 10, seed: int = 0) -> Iterator[Row]:
-    inputs, weights = make_cases(folder)
+    inputs, weights = make_cases(folder, dicom=2)
     process = start(inputs, folder / "undisturbed", weights)
     wait_until(process, (folder / "undisturbed" / "logs").exists)
     start_s = time.monotonic()

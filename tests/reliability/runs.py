@@ -11,6 +11,7 @@ from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
+from tests.dicom_series import Series
 from tests.scans import save_ct, save_weights, smooth_hu
 
 CASES = 5
@@ -21,10 +22,20 @@ _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["app.pipeline"])
 
 
-def make_cases(folder: Path, count: int = CASES, shape: tuple[int, int, int] = (10, 64, 64)) -> tuple[Path, Path]:
-    """Inputs case0 to caseN, and random weights whose masks are rich in edges: slow to write, easy to tell apart."""
+def make_cases(folder: Path, count: int = CASES, dicom: int = 0) -> tuple[Path, Path]:
+    """Inputs case0 to caseN, and random weights whose masks are rich in edges: slow to write, easy to tell apart.
+
+    Args:
+        folder: Where they go.
+        count: How many.
+        dicom: How many of them are DICOM series; the others are NIfTI.
+    """
     for number in range(count):
-        save_ct(folder / "inputs" / f"case{number}_0000.nii.gz", smooth_hu(shape, seed=number))
+        hu = smooth_hu((10, 64, 64), seed=number)
+        if number < dicom:
+            Series(hu=hu, number=number).write(folder / "inputs" / f"case{number}")
+        else:
+            save_ct(folder / "inputs" / f"case{number}_0000.nii.gz", hu)
     return folder / "inputs", save_weights(folder / "weights.pt")
 
 

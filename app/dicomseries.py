@@ -1,0 +1,117 @@
+"""Which DICOM files are slices of which CT series, and which are none."""
+
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from app.dicomgrid import Frame, frames_of
+from app.dicomheader import DicomHeader, read_dicom_header
+from app.errors import InputError
+
+_DIRECTORY = "1.2.840.10008.1.3.10"  # DICOMDIR: what it lists is found without it
+_SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"  # and its multi-frame kinds, .1 to .4
+
+
+@dataclass(frozen=True)
+class Series:
+    """The files of one CT series.
+
+    Attributes:
+        folder: The deepest that holds them all.
+        number: SeriesNumber, or None.
+        files: Its objects, sorted by path.
+        damaged: Files in the same folder that cannot be read: they may be slices of it.
+    """
+
+    folder: Path
+    number: int | None
+    files: tuple[Path, ...]
+    damaged: tuple[Path, ...] = ()
+
+
+@dataclass
+class _Found:
+    """What is known of a series while its files are looked through."""
+
+    number: int | None
+    files: list[Path] = field(default_factory=list)
+    frames: list[Frame] = field(default_factory=list)
+
+
+def find_series(files: Iterable[Path]) -> tuple[list[Series], Counter[str]]:
+    """Sort DICOM files by SeriesInstanceUID, whatever they are called and wherever they lie.
+
+    Args:
+        files: DICOM objects of any kind.
+
+    Returns:
+        (the axial CT series of at least two slices, in the order of their files; how many other objects there
+        are, by kind). Damaged files where no series is are a series without files, which cannot be read either.
+    """
+    by_uid: dict[str, _Found] = {}
+    others: Counter[str] = Counter()
+    damaged: list[Path] = []
+    for path in sorted(files):
+        try:
+            with open(path, "rb") as file:
+                header = read_dicom_header(file)
+            kind, number = _kind(header), header.number("SeriesNumber", -1)
+        except (InputError, OSError):
+            damaged.append(path)
+            continue
+        if kind != "CT slice":
+            others[kind] += 1
+            continue
+        found = by_uid.setdefault(header.text("SeriesInstanceUID"), _Found(int(number) if number >= 0 else None))
+        found.files.append(path)
+        try:
+            found.frames += frames_of(header)
+        except InputError:
+            continue  # a slice that does not say where it lies: said when the series is read
+    del others["DICOMDIR"]
+    series = []
+    for found in by_uid.values():
+        if kind := _not_a_volume(found.frames):
+            others[kind] += len(found.files)
+            continue
+        folder = Path(os.path.commonpath([path.parent for path in found.files]))
+        beside = tuple(path for path in damaged if folder in path.parents)
+        series.append(Series(folder, found.number, tuple(found.files), beside))
+    told = {path for one in series for path in one.damaged}
+    for folder in sorted({path.parent for path in damaged if path not in told}):
+        series.append(Series(folder, None, (), tuple(path for path in damaged if path.parent == folder)))
+    return series, others
+
+
+def _kind(header: DicomHeader) -> str:
+    """What an object is, in words for the user."""
+    sop_class, modality = header.text("SOPClassUID"), header.text("Modality")
+    if sop_class == _DIRECTORY or (header.text("MediaStorageSOPClassUID") == _DIRECTORY and not modality):
+        return "DICOMDIR"
+    if f"{sop_class}.".startswith(f"{_SECONDARY_CAPTURE}."):
+        return "secondary capture"
+    if modality != "CT":
+        return modality or "object without a modality"
+    if header.pixels is None:
+        return "CT object without an image"
+    if header.unsigned("SamplesPerPixel", 1) != 1:
+        return "colour image"
+    return "localizer" if "LOCALIZER" in header.words("ImageType") else "CT slice"
+
+
+def _not_a_volume(frames: list[Frame]) -> str:
+    """Why the planes of a series are not taken, in words for the user; "" if they are."""
+    if not frames:
+        return "CT image without a position"
+    if not frames[0].is_axial:
+        return "image of a CT series that is not axial"
+    heights_mm = [float(frame.position_mm @ frames[0].normal) for frame in frames]
+    return "" if max(heights_mm) - min(heights_mm) > 0.1 else "image of a CT series at one place (a single slice)"
+
+
+def series_sha256(sums: Iterable[str]) -> str:
+    """One checksum of a series: SHA-256 of its files' hex digests, sorted, a line each. Names play no part."""
+    return hashlib.sha256("\n".join(sorted(sums)).encode()).hexdigest()

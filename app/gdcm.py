@@ -1,0 +1,97 @@
+"""Decode compressed DICOM pixels with SimpleITK's GDCM, in a process of its own.
+
+Its codecs are C: damaged streams have made them crash, take all memory, or never end. There that ends one series, not
+the run. This file is the program of both processes: `Decoder` here, `_serve` there.
+"""
+
+import json
+import os
+import resource
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+
+_LIBRARY_BYTES = 1 << 30  # of address space, for the interpreter and SimpleITK
+_SECONDS, _SECONDS_PER_FRAME = 60, 1  # a frame takes 0.1 s
+_FRAMES_IN_MEMORY = 4 * 8  # of one byte a pixel: decoded, rescaled to double, and copies of both
+
+
+class DecodeError(Exception):
+    """Pixels that could not be decoded; the message says how it ended."""
+
+
+class Decoder:
+    """Decodes files one after the other. The process starts with the first; leaving the context ends it."""
+
+    def __init__(self):
+        self._process: subprocess.Popen | None = None
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        if self._process:
+            self._process.kill()
+            self._process.communicate()
+
+    def decode(self, path: Path, frames: int, pixels: int) -> np.ndarray:
+        """Decode one file.
+
+        Args:
+            path: The file.
+            frames: That its header declares.
+            pixels: Of a frame.
+
+        Returns:
+            (frame, row, column), rescaled to HU, of whatever type and size the file has.
+
+        Raises:
+            DecodeError: GDCM refuses the file, crashes, takes too long or too much memory.
+        """
+        if self._process is None:
+            command = [sys.executable, "-I", __file__]  # nothing of the caller's folder or environment is imported
+            pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+            self._process = subprocess.Popen(command, **pipes)
+        task = {"path": str(path), "bytes": _LIBRARY_BYTES + _FRAMES_IN_MEMORY * frames * pixels}
+        timer = threading.Timer(_SECONDS + _SECONDS_PER_FRAME * frames, self._process.kill)
+        timer.start()
+        try:
+            self._process.stdin.write(json.dumps(task).encode() + b"\n")
+            self._process.stdin.flush()
+            answer = json.loads(self._process.stdout.readline() or '{"error": "ended without an answer"}')
+            if "error" in answer:
+                raise DecodeError(answer["error"])
+            data = self._process.stdout.read(answer["size"])
+            return np.frombuffer(data, answer["dtype"]).reshape(answer["shape"])
+        except (OSError, ValueError):
+            raise DecodeError("ended without an answer") from None
+        finally:
+            timer.cancel()
+
+
+def _serve() -> None:
+    for line in sys.stdin.buffer:
+        task = json.loads(line)
+        resource.setrlimit(resource.RLIMIT_AS, (task["bytes"], resource.RLIM_INFINITY))
+        import SimpleITK as sitk
+
+        try:
+            reader = sitk.ImageFileReader()
+            reader.SetImageIO("GDCMImageIO")
+            reader.SetFileName(task["path"])
+            volume = sitk.GetArrayFromImage(reader.Execute())
+            answer = {"shape": volume.shape, "dtype": volume.dtype.str, "size": volume.nbytes}
+        except (RuntimeError, ValueError, MemoryError):
+            volume, answer = None, {"error": "refused"}
+        sys.stdout.buffer.write(json.dumps(answer).encode() + b"\n")
+        if volume is not None:
+            sys.stdout.buffer.write(volume.data)
+        sys.stdout.buffer.flush()
+
+
+if __name__ == "__main__":
+    _serve()
+    os._exit(0)

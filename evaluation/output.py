@@ -1,0 +1,47 @@
+"""What evaluation gives out: lines for a person, and whole files, whatever file names are in them.
+
+A name may hold bytes that are no text (Python has them as lone surrogates) or letters that the terminal's
+encoding lacks: both are written out, as in "\\udcb8".
+"""
+
+import csv
+import io
+import os
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TextIO
+
+from app.progress import one_line
+
+
+def say(line: str, stream: TextIO | None = None) -> None:
+    """Print one line at once (default: to stdout)."""
+    stream = stream or sys.stdout
+    encoding = stream.encoding or "utf-8"
+    print(one_line(line).encode(encoding, "backslashreplace").decode(encoding), file=stream, flush=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 into a hidden file and rename it: `path` has all of it, or is as it was. Folders are made.
+
+    Raises:
+        OSError: It names `path`.
+    """
+    partial = path.with_name(f".{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            partial.write_text(text, encoding="utf-8", errors="backslashreplace", newline="\n")
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None
+
+
+def write_csv(path: Path, rows: Iterable[Sequence]) -> None:
+    """`write_text` of rows of cells."""
+    text = io.StringIO(newline="")
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    write_text(path, text.getvalue())
