@@ -8,7 +8,7 @@ from app.errors import InputError
 from app.nifti import Header
 from app.stream import Stream
 
-NO_NUMBER = -(2**15)  # stands for NaN and infinity, which int16 lacks
+NO_NUMBER = -(2**15)  # for NaN and infinity; in int16 files it is padding as well
 _BLOCK_BYTES = 1 << 20  # bytes of stored voxels converted at a time: stays in the cache, yet holds several slices
 
 
