@@ -109,6 +109,9 @@ def _frame(places: list[DicomHeader], header: DicomHeader, file: int, index: int
     spacing_mm = first("PixelSpacing", 2)
     if spacing_mm.min() <= 0:
         raise InputError("its PixelSpacing is not positive")
+    shape = (header.unsigned("Rows", 0), header.unsigned("Columns", 0))
+    if min(shape) < 1:
+        raise InputError("its Rows or Columns are missing")
     slopes = (place.number("RescaleSlope", 0) for place in places)
     intercepts = (place.numbers("RescaleIntercept", 1) for place in places)
     return Frame(
@@ -117,7 +120,7 @@ def _frame(places: list[DicomHeader], header: DicomHeader, file: int, index: int
         position_mm=first("ImagePositionPatient", 3),
         axes=axes / np.linalg.norm(axes, axis=1, keepdims=True),
         spacing_mm=spacing_mm,
-        shape=(header.unsigned("Rows", 0), header.unsigned("Columns", 0)),
+        shape=shape,
         slope=next(filter(None, slopes), 1.0),
         intercept=next((intercept[0] for intercept in intercepts if intercept), 0.0),
     )
@@ -148,6 +151,10 @@ def grid_of(frames: list[Frame]) -> Grid:
     if len(places) < 2:
         raise InputError("all its images lie at one place: no volume")
     positions_mm = np.array([place[0].position_mm for place in places])
+    if any(
+        np.linalg.norm(frame.position_mm - place[0].position_mm) > _ROUNDING_MM for place in places for frame in place
+    ):
+        raise InputError("some of its images lie side by side at one height")
     warnings = _check_even(positions_mm, first.normal)
     if len(frames) > len(places):
         warnings.append(f"{len(frames) - len(places)} images are there twice: each is used once")

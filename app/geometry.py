@@ -18,6 +18,7 @@ class Geometry:
         axes: Array axis (0, 1, 2 for z, y, x) of each file axis, slowest file axis first.
         flips: Whether each file axis, slowest first, runs against its array axis.
         mask_header: The 352 bytes that stand before the voxels of a mask.
+        upright: Volume of a voxel over that of a box with its edges: below 1 where the grid is sheared (gantry tilt).
     """
 
     shape: tuple[int, int, int]
@@ -25,11 +26,12 @@ class Geometry:
     axes: tuple[int, int, int]
     flips: tuple[bool, bool, bool]
     mask_header: bytes
+    upright: float = 1.0
 
     @property
     def voxel_ml(self) -> float:
-        """Volume of one voxel, in ml; of a sheared one, that of its edges at right angles."""
-        return float(np.prod(self.spacing_mm)) / 1000.0
+        """Volume of one voxel, in ml."""
+        return float(np.prod(self.spacing_mm)) * self.upright / 1000.0
 
     def in_file_order(self, array: np.ndarray) -> np.ndarray:
         """View of a (z, y, x) array with the file's axes, slowest first."""
@@ -67,6 +69,7 @@ def geometry_of(
         axes=axes,
         flips=flips,
         mask_header=mask_header,
+        upright=float(abs(np.linalg.det(directions))),
     )
     if np.abs(directions.T @ directions - np.eye(3)).max() > SAME_AXES:
         return geometry, ("its axes are not at right angles: the nearest ones are used",)

@@ -135,8 +135,8 @@ def _form(header: np.ndarray) -> tuple[np.ndarray, list[str], list[str]]:
         return np.column_stack([LPS_TO_RAS * pixdim, np.zeros(3)]), [], [assumed]
 
     good = [name for name in codes if np.isfinite(np.float32(forms[name])).all() and is_invertible(forms[name])]
-    if not spaced and "qform" in good:
-        good.remove("qform")  # whether a negative size turns the axis round is read one way by nibabel, another by ITK
+    if not spaced:  # nibabel reads a negative size in the qform as its absolute value, ITK turns the axis round
+        good = [name for name in good if name != "qform"]
     if not good:
         raise InputError(no_spacing if not spaced else f"the {next(iter(codes))} is singular: it gives no orientation")
     name = min(good, key=lambda name: codes[name] > _LAST_CODE)
@@ -153,7 +153,7 @@ def _form(header: np.ndarray) -> tuple[np.ndarray, list[str], list[str]]:
     if len(good) == 2:
         if np.abs(cosines(sform) - cosines(qform)).max() > SAME_AXES:
             doubts.append(f"sform and qform disagree on the orientation: the {name} is used")
-        elif np.abs(sform[:, 3] - shift).max() > min(pixdim) / 2:
+        elif np.abs(sform[:, 3] - shift).max() > min(pixdim) / 2:  # half a voxel
             doubts.append(f"sform and qform disagree on the origin: the {name} is used")
     elif len(codes) == 2 and spaced:
         (other,) = codes.keys() - good

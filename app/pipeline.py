@@ -6,13 +6,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
-
 from app.cases import Case
-from app.labels import NUM_CLASSES, ORGANS
+from app.geometry import Geometry
+from app.labels import ORGANS
 from app.maskfile import write_mask
+from app.measure import Measure, measure_organs
 from app.monitor import ResourceMonitor
 from app.preview import write_preview
+from app.quality import OK, assess
 from app.segment import Segmenter
 from app.volume import Volume
 
@@ -38,7 +39,7 @@ def segment_case(
         preview: PNG to write, or None.
 
     Returns:
-        What run.json says of the case: shapes, statistics, seconds per stage, organs, checksums.
+        What run.json says of the case: shapes, statistics, seconds per stage, organs, quality, checksums.
 
     Raises:
         app.errors.OutputError: The mask could not be written.
@@ -58,6 +59,11 @@ def segment_case(
     labels = segmentation.labels
     with stage("write"):
         mask_sha256 = write_mask(labels, geometry, case.mask)
+    with stage("assess"):
+        measures = measure_organs(labels, hu, geometry.voxel_ml)
+        quality = assess(labels, hu, geometry.spacing_mm, measures)
+    if quality.verdict != OK:
+        log.warning("%s: %s: %s", case.input, quality.verdict, "; ".join(quality.reasons))
     if preview is not None:
         with stage("preview"):
             try:
@@ -76,16 +82,18 @@ def segment_case(
         "device": segmenter.used_device.type,
         "warnings": warnings,
         "seconds": seconds,
-        "organs": _organs(labels, geometry.voxel_ml),
+        "organs": {organ.abbreviation: _organ(measures[organ.label], geometry) for organ in ORGANS},
+        "quality": {"verdict": quality.verdict, "reasons": list(quality.reasons)},
         "input_sha256": volume.sha256,
         "input_files_sha256": list(volume.files_sha256),
         "mask_sha256": mask_sha256,
     }
 
 
-def _organs(labels: np.ndarray, voxel_ml: float) -> dict[str, dict]:
-    voxels = sum(np.bincount(part.ravel(), minlength=NUM_CLASSES) for part in labels)
-    return {
-        organ.abbreviation: {"voxels": int(voxels[organ.label]), "ml": round(float(voxels[organ.label]) * voxel_ml, 2)}
-        for organ in ORGANS
-    }
+def _organ(measure: Measure, geometry: Geometry) -> dict:
+    """What run.json says of an organ; its slices counted as the file counts them."""
+    entry = measure._asdict()
+    if measure.voxels and geometry.flips[geometry.axes.index(0)]:
+        top = geometry.shape[0] - 1
+        entry |= {"first_slice": top - measure.last_slice, "last_slice": top - measure.first_slice}
+    return entry

@@ -2,11 +2,14 @@
 
 OUTPUTS/logs/<run>/monitor.csv    resources, a row each interval
 OUTPUTS/logs/<run>/run.json       this record, rewritten after each case
+OUTPUTS/logs/<run>/volumes.csv    its organs as a table, a row for each of each done case, rewritten with it
 OUTPUTS/logs/<run>/<case>.png     with --preview
 """
 
 import contextlib
+import csv
 import hashlib
+import io
 import json
 import logging
 import os
@@ -15,7 +18,8 @@ from pathlib import Path
 
 log = logging.getLogger(__name__)
 
-_PARTIAL = ".run.json.part"
+_RECORD, _TABLE = "run.json", "volumes.csv"
+_MEASURES = ("ml", "mean_hu", "sd_hu", "first_slice", "last_slice")  # of an organ, in both files
 
 
 class RunRecord:
@@ -33,9 +37,12 @@ class RunRecord:
     """
 
     def __init__(self, outputs: Path):
-        for partial in outputs.glob(f"logs/*/{_PARTIAL}"):  # a killed run's; a living one writes its own again
-            with contextlib.suppress(OSError):
-                partial.unlink()
+        for name in (_RECORD, _TABLE):
+            for partial in outputs.glob(
+                f"logs/*/{_partial(name)}"
+            ):  # a killed run's; a living one writes its own again
+                with contextlib.suppress(OSError):
+                    partial.unlink()
         start = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
         for attempt in range(1000):  # runs that start in one second get folders of their own
             self.folder = outputs / "logs" / (f"{start}-{attempt}" if attempt else start)
@@ -56,19 +63,14 @@ class RunRecord:
         return sum(case["status"] == status for case in self.content["cases"])
 
     def write(self) -> bool:
-        """Replace run.json atomically. Where that fails (a full disk) the one before stands, the run goes on.
+        """Replace both files atomically. Where that fails (a full disk) those before stand, the run goes on.
 
         Returns:
-            Whether it was written; if not, that is logged, once.
+            Whether they were written; if not, that is logged, once.
         """
-        partial = self.folder / _PARTIAL
         try:
-            try:
-                self._replace_by(partial)
-            except FileNotFoundError:  # a run that began in this very moment took it for a killed run's
-                self._replace_by(partial)
-            finally:
-                partial.unlink(missing_ok=True)
+            self._replace(_RECORD, json.dumps(self.content, indent=1))
+            self._replace(_TABLE, _volumes(self.content["cases"]))
         except OSError as error:
             if not self._failed:
                 log.error("%s: the record of this run cannot be written: %s", self.folder, error.strerror)
@@ -76,9 +78,36 @@ class RunRecord:
             return False
         return True
 
-    def _replace_by(self, partial: Path) -> None:
-        partial.write_text(json.dumps(self.content, indent=1))
-        os.replace(partial, self.folder / "run.json")
+    def _replace(self, name: str, text: str) -> None:
+        partial = self.folder / _partial(name)
+        try:
+            try:
+                _write_and_rename(partial, name, text)
+            except FileNotFoundError:  # a run that began in this very moment took it for a killed run's
+                _write_and_rename(partial, name, text)
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+def _partial(name: str) -> str:
+    return f".{name}.part"
+
+
+def _write_and_rename(partial: Path, name: str, text: str) -> None:
+    partial.write_bytes(text.encode(errors="surrogateescape"))  # a case's name may be any bytes
+    os.replace(partial, partial.with_name(name))
+
+
+def _volumes(cases: list[dict]) -> str:
+    """The rows of volumes.csv; what an absent organ does not have is an empty cell."""
+    table = io.StringIO()
+    writer = csv.writer(table, lineterminator="\n")
+    writer.writerow(["case", "organ", *_MEASURES, "quality"])
+    for case in cases:
+        for organ, measures in case.get("organs", {}).items():
+            cells = [measures[name] for name in _MEASURES]
+            writer.writerow([case["name"], organ, *cells, case["quality"]["verdict"]])
+    return table.getvalue()
 
 
 def finished_masks(outputs: Path, every_slice: bool = False) -> dict[str, set[tuple[str, str, str]]]:

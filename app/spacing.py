@@ -15,14 +15,15 @@ _WIDEST_MM = 1000.0  # bores measure up to 900 mm
 _NARROWEST_MM = 100.0  # a limb or a child; narrower slices are cut out of wider ones
 _PIXEL_MM = (0.2, 5.0)  # 512 pixels over 100 mm; resampled for a coarse network
 _SLICE_MM = (0.1, 60.0)  # scans thinned out for training have a slice every 50 mm
-_POWERS = (10.0, 100.0, 1000.0, 0.1, 0.01, 0.001)  # cm, metres and microns among them
+_POWERS = (10, 100, 1000, 0.1, 0.01, 0.001)  # cm, metres and microns among them
 
 
 def checked_spacing(geometry: Geometry) -> tuple[Geometry, tuple[str, ...]]:
     """The geometry of a CT with its spacing in mm, and warnings.
 
-    Parts of scans are taken as they are. What no person fills is taken at another power of ten, where one alone makes
-    it a usual scan. The header of the mask stays in the file's unit, so that other programs lay it on the CT.
+    Parts of scans are taken as they are. What no person fills is taken at another power of ten, where that makes it a
+    usual scan; no two powers do, because no usual slice is ten times as wide as another. The header of the mask stays
+    in the file's unit, so that other programs lay it on the CT.
 
     Raises:
         InputError: No person has this size, and what was meant is not certain. The cause alone.
@@ -31,13 +32,13 @@ def checked_spacing(geometry: Geometry) -> tuple[Geometry, tuple[str, ...]]:
     if _is_usual(spacing_mm, spacing_mm * size):
         return geometry, ()
     field = f"a field of view of {_listed(spacing_mm * size)} mm in voxels of {_listed(spacing_mm)} mm"
-    powers = [power for power in _POWERS if _is_usual(spacing_mm * power, spacing_mm * power * size)]
+    power = next((power for power in _POWERS if _is_usual(spacing_mm * power, spacing_mm * power * size)), None)
     if _is_possible(spacing_mm, spacing_mm * size):
-        return geometry, (f"{field}: is its spacing in mm?",) if powers else ()
+        return geometry, (f"{field}: is its spacing in mm?",) if power else ()
     cubic = spacing_mm.max() < 1.01 * spacing_mm.min()
-    if len(powers) != 1 or (cubic and powers[0] in (10.0, 100.0)):  # micro-CT of animals has cubic voxels
+    if power is None or (cubic and power in (10, 100)):  # an animal's: micro-CT has cubic voxels
         raise InputError(f"{field} is no person's: its spacing must be wrong")
-    spacing_mm *= powers[0]
+    spacing_mm *= power
     warning = f"{field} is no person's: voxels of {_listed(spacing_mm)} mm are assumed"
     return replace(geometry, spacing_mm=tuple(spacing_mm.tolist())), (warning,)
 

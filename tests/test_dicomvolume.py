@@ -113,6 +113,7 @@ def test_every_voxel_lies_where_its_image_says(tmp_path):
 def test_gantry_tilt_shears_the_mask_and_is_told(tmp_path):
     volume = read(Series(tilt_degrees=15).write(tmp_path / "in"))
     assert volume.warnings == ("gantry tilt of 15.0 degrees: the mask is sheared as the slices are (sform)",)
+    assert volume.geometry.voxel_ml == pytest.approx(np.prod(SPACING_MM) / 1000)
     mask = written(volume, tmp_path)
     step = mask.affine[:3, 2]
     np.testing.assert_allclose(step, [0, -5 * np.tan(np.radians(15)), 5], atol=1e-4)

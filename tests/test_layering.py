@@ -18,6 +18,10 @@ MAY_IMPORT = {
     # no module of ours
     **dict.fromkeys(("cpus", "errors", "formats", "gdcm", "geometry", "labels"), ""),
     **dict.fromkeys(("device", "monitor", "preprocess", "progress", "readahead", "record", "resample", "slabs"), ""),
+    # the mask
+    "measure": "labels",
+    "plausible": "",
+    "quality": "labels measure plausible",
     # reading and writing
     "dicomheader": "errors",
     "dicomgrid": "dicomheader errors geometry",
@@ -47,7 +51,7 @@ MAY_IMPORT = {
     "inference": "postprocess preprocess resample slabs",
     "segment": "body device inference network postprocess preprocess slabs weights",
     # all together
-    "pipeline": "cases labels maskfile monitor preview segment volume",
+    "pipeline": "cases geometry labels maskfile measure monitor preview quality segment volume",
     "__main__": "cases cpus ct device errors maskfile monitor pipeline progress readahead record segment volume "
     "weights",
     "__init__": "",

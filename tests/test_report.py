@@ -18,12 +18,12 @@ import pytest
 from PIL import Image
 
 from app.labels import ORGANS
+from app.plausible import REFERENCES, mark, plausible_ml
 from evaluation import accuracy
 from evaluation.organs import ALL_LABELS
 from evaluation.report.__main__ import main
 from evaluation.report.case import report_case
 from evaluation.report.curves import stage_spans, waiting_s
-from evaluation.report.plausible import REFERENCES, mark, plausible_ml
 from evaluation.report.run import CaseRecord, find_run, read_run
 from evaluation.report.views import FALSE_NEGATIVE, FALSE_POSITIVE, Scan, displayed, organ_strip, overviews
 from tests.dicom_series import Series

@@ -87,6 +87,19 @@ def test_wrong_label_maps_are_named_and_the_others_go_on(tmp_path, scans, capsys
     assert [path.name for path in (tmp_path / "store").iterdir()] == ["case_1"]
 
 
+def test_a_scan_in_metres_is_brought_to_mm_and_its_labels_must_lie_on_it(tmp_path):
+    hu, labels, spacing_mm = phantom(0, 100)
+    affine = np.diag([*(np.array(spacing_mm[::-1]) / 1000), 1])
+    for folder in ("images", "labels"):
+        (tmp_path / folder).mkdir()
+    nibabel.save(nibabel.Nifti1Image(hu.T, affine), tmp_path / "images/a_0000.nii.gz")
+    nibabel.save(nibabel.Nifti1Image(labels.T, affine), tmp_path / "labels/a.nii.gz")
+    assert labelled(tmp_path / "store", tmp_path) == 0
+    assert read_case(tmp_path / "store", "a").spacing_mm == pytest.approx(spacing_mm)
+    nibabel.save(nibabel.Nifti1Image(labels.T, affine + shift(0.004)), tmp_path / "labels/a.nii.gz")
+    assert labelled(tmp_path / "other", tmp_path) == 1
+
+
 def test_organs_that_should_not_be_there_are_named(tmp_path, scans, capsys):
     assert labelled(tmp_path, scans, "--annotated", "1-11,13") == 1
     assert "holds 12, not among the annotated organs" in capsys.readouterr().err

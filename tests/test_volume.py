@@ -6,6 +6,7 @@ import itertools
 import os
 import random
 import re
+import struct
 import subprocess
 import sys
 import time
@@ -392,13 +393,21 @@ def test_a_tail_of_zeros_or_a_short_one_is_ignored(tmp_path, name, tail):
 
 @pytest.mark.parametrize("name", ["ct.nii", "ct.nii.gz"])
 @pytest.mark.parametrize(
-    "tail", [b"x" * 513, bytes(512) + b"x", bytes(MEGABYTE) + b"x", bytes(8 * MEGABYTE + 1)], ids=len
+    "tail",
+    [b"x" * 513, bytes(512) + b"x", bytes(MEGABYTE) + b"x", bytes(8 * MEGABYTE + 1)],
+    ids=["letters", "letter", "late letter", "9 MB"],
 )
 def test_a_longer_tail_is_refused(tmp_path, name, tail):
     pack = gzip.compress if name.endswith(".gz") else bytes
     (tmp_path / name).write_bytes(pack(nifti_bytes(VOLUME) + tail))
     with pytest.raises(InputError, match="its header declares"):
         read_volume(tmp_path / name)
+
+
+def test_zeros_behind_other_bytes_are_no_tail_of_zeros(tmp_path):
+    (tmp_path / "ct.nii.gz").write_bytes(gzip.compress(nifti_bytes(VOLUME) + b"x") + gzip.compress(bytes(MEGABYTE)))
+    with pytest.raises(InputError, match="it holds more voxels than its header declares"):
+        read_volume(tmp_path / "ct.nii.gz")
 
 
 @pytest.mark.parametrize("name", ["ct.nii", "ct.nii.gz"])
@@ -409,12 +418,15 @@ def test_zeros_in_place_of_a_lost_end_are_no_tail(tmp_path, name):
         read_volume(tmp_path / name)
 
 
-def test_a_gigabyte_of_zeros_is_given_up_early(tmp_path):
-    (tmp_path / "ct.nii.gz").write_bytes(gzip.compress(nifti_bytes(VOLUME)) + gzip.compress(bytes(MEGABYTE)) * 1000)
+@pytest.mark.parametrize("offset", [352, 0])
+def test_a_gigabyte_of_zeros_is_given_up_early(tmp_path, offset):
+    plain = bytearray(nifti_bytes(VOLUME))
+    struct.pack_into("<f", plain, 108, offset)
+    (tmp_path / "ct.nii.gz").write_bytes(gzip.compress(plain) + gzip.compress(bytes(MEGABYTE)) * 2000)
     start = time.monotonic()
-    with pytest.raises(InputError, match="it holds more voxels than its header declares"):
+    with pytest.raises(InputError, match=r"it holds more voxels than its header declares|does not tell"):
         read_volume(tmp_path / "ct.nii.gz")
-    assert time.monotonic() - start < 0.5
+    assert time.monotonic() - start < 1
 
 
 def lying_nifti(shape, dtype=np.int16):

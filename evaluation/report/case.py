@@ -10,9 +10,9 @@ from app.ct import read_ct
 from app.errors import InputError
 from app.geometry import Geometry
 from app.labels import ORGANS
+from app.plausible import mark, plausible_ml
 from app.record import file_sha256
 from evaluation.masks import Mask, MaskError, check_same_grid, read_mask
-from evaluation.report.plausible import mark, plausible_ml
 from evaluation.report.run import CaseRecord
 from evaluation.report.views import Picture, Scan, organ_strip, overviews
 from evaluation.scoring import Score, Scores, score_files
@@ -123,7 +123,7 @@ def _volumes(mask: Mask) -> dict[int, OrganVolume]:
     body_axis = 2 - int(np.argmax(np.abs(mask.affine[2, :3])))  # of (z, y, x): the one that runs up and down
     slices = np.moveaxis(mask.labels, body_axis, 0)
     voxels = np.stack([np.bincount(part.ravel(), minlength=len(ORGANS) + 1) for part in slices])  # (slice, label)
-    voxel_ml = float(np.prod(mask.spacing_mm)) / 1000
+    voxel_ml = float(abs(np.linalg.det(mask.affine[:3, :3]))) / 1000
     volumes = {}
     for organ in ORGANS:
         along = voxels[:, organ.label]

@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 
 from app.labels import ORGANS, Organ
+from app.plausible import REFERENCES, WIDENING
 from app.preview import SOFT_TISSUE_HU
 from evaluation import paper
-from evaluation.report.case import CaseReport, OrganVolume
+from evaluation.report.case import CaseReport
 from evaluation.report.curves import OTHER_STAGE, STAGE_COLOURS, curves, waiting_s
 from evaluation.report.markup import Cell, bar, figure, key, problems, table
-from evaluation.report.plausible import REFERENCES, WIDENING
 from evaluation.report.run import Run
 from evaluation.report.views import ERROR_COLOURS, SCALE_BAR_MM
 from evaluation.scoring import METRICS, TOLERANCES_MM
@@ -33,6 +33,7 @@ def page(run: Run, cases: Sequence[CaseReport]) -> str:
     scored = [case for case in cases if case.scores]
     sections = {
         "Failures and warnings": _problems(run, cases),
+        "Quality": _quality(cases),
         "Accuracy": _accuracy(scored) if scored else "",
         "Best and worst cases": _best_and_worst(scored),
         "Organ volumes": _volumes(cases),
@@ -102,8 +103,6 @@ def _problems(run: Run, cases: Sequence[CaseReport]) -> str:
     lines += [f"{_bold(case)} failed: {escape(case.record.error)}" for case in cases if case.record.error]
     for case in cases:
         lines += [f"{_bold(case)}: {escape(text)}" for text in (*case.record.warnings, *case.notes)]
-        if odd := [_odd(label, volume) for label, volume in case.volumes.items() if volume.mark]:
-            lines.append(f"{_bold(case)}: worth a look: {', '.join(odd)}")
     return problems(lines)
 
 
@@ -111,9 +110,33 @@ def _bold(case: CaseReport) -> str:
     return f"<b>{escape(case.record.name)}</b>"
 
 
-def _odd(label: int, volume: OrganVolume) -> str:
-    name = ORGANS[label - 1].name
-    return f"no {name}" if volume.mark == "absent" else f"{volume.mark} {name} ({volume.ml:.1f} ml)"
+# Quality
+
+
+def _quality(cases: Sequence[CaseReport]) -> str:
+    rows = [
+        [
+            escape(case.record.name),
+            Cell(escape(case.record.quality), _style(case)),
+            Cell(_reasons(case, "<br>"), "text"),
+        ]
+        for case in cases
+        if case.record.quality
+    ]
+    if not rows:
+        return ""
+    return (
+        "<p>What the program itself says of its masks, by rules of anatomy: <b>look</b> is unusual in a patient, "
+        "<b>implausible</b> is seen in none.</p>\n" + table(["case", "quality", Cell("why", "text")], rows)
+    )
+
+
+def _style(case: CaseReport) -> str:
+    return {"look": "fair", "implausible": "poor"}.get(case.record.quality, "")
+
+
+def _reasons(case: CaseReport, separator: str) -> str:
+    return separator.join(map(escape, case.record.reasons))
 
 
 # Accuracy
@@ -312,6 +335,9 @@ def _case(case: CaseReport) -> str:
     if record.seconds:
         facts.append(", ".join(f"{stage} {value:.2f} s" for stage, value in record.seconds.items()))
     html = f'<article>\n<h3>{escape(record.name)}</h3>\n<p class="soft">{escape("; ".join(facts))}</p>\n'
+    if record.quality:
+        reasons = _reasons(case, "; ")
+        html += f'<p><span class="{_style(case)}">{escape(record.quality)}</span>{reasons and f": {reasons}"}</p>\n'
     html += problems([escape(record.error)] if record.error else [])
     if case.overviews:
         html += _overviews(case)

@@ -26,6 +26,8 @@ class CaseRecord:
         seconds: Stage -> seconds.
         ct, mask: Where they are now, the CT an image file or a DICOM series; None if they are not there any more.
         sums: SHA-256 that the run recorded of "input" and "mask"; absent if it recorded none.
+        quality: "ok", "look" or "implausible"; "" if the run recorded none.
+        reasons: Why, one line each.
     """
 
     name: str
@@ -36,6 +38,8 @@ class CaseRecord:
     ct: Path | Series | None
     mask: Path | None
     sums: dict[str, str]
+    quality: str = ""
+    reasons: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -128,6 +132,7 @@ def _ct(entry: dict, outputs: Path, moved: dict[str, Path | Series]) -> Path | S
 
 
 def _case(entry: dict, outputs: Path, moved: dict[str, Path | Series]) -> CaseRecord:
+    quality = entry.get("quality", {})
     masks = [path for path in (outputs / Path(entry["mask"]).name, Path(entry["mask"])) if path.is_file()]
     return CaseRecord(
         name=entry["name"],
@@ -138,6 +143,8 @@ def _case(entry: dict, outputs: Path, moved: dict[str, Path | Series]) -> CaseRe
         ct=_ct(entry, outputs, moved),
         mask=masks[0] if masks else None,
         sums={kind: entry[f"{kind}_sha256"] for kind in ("input", "mask") if entry.get(f"{kind}_sha256")},
+        quality=quality.get("verdict", ""),
+        reasons=tuple(quality.get("reasons", ())),
     )
 
 
