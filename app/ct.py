@@ -6,7 +6,8 @@ from pathlib import Path
 from app.dicomseries import Series
 from app.dicomvolume import read_series
 from app.errors import InputError
-from app.hounsfield import doubts
+from app.hounsfield import put_on_hu_scale
+from app.padding import fill_padding
 from app.spacing import checked_spacing
 from app.volume import Volume, read_volume
 
@@ -20,7 +21,8 @@ def read_ct(source: Path | Series) -> Volume:
     volume = read_series(source) if isinstance(source, Series) else read_volume(source)
     try:
         geometry, warnings = checked_spacing(volume.geometry)
+        warnings += fill_padding(volume.hu) + put_on_hu_scale(volume.hu)
     except InputError as error:
         place = source.folder if isinstance(source, Series) else source
         raise InputError(f"{str(place)!r}: {error}") from None
-    return replace(volume, geometry=geometry, warnings=volume.warnings + warnings + doubts(volume.hu))
+    return replace(volume, geometry=geometry, warnings=volume.warnings + warnings)

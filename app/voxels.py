@@ -8,11 +8,12 @@ from app.errors import InputError
 from app.nifti import Header
 from app.stream import Stream
 
+NO_NUMBER = -(2**15)  # for NaN and infinity; in int16 files it is padding as well
 _BLOCK_BYTES = 1 << 20  # bytes of stored voxels converted at a time: stays in the cache, yet holds several slices
 
 
 def fill(target: np.ndarray, header: Header, stream: Stream) -> None:
-    """Decode all voxels into `target` (int16, the file's axes, slowest first)."""
+    """Decode all voxels into `target` (int16, the file's axes, slowest first); `NO_NUMBER` for NaN and infinity."""
     to_hu = _converter(header.dtype, header.slope, header.inter)
     blocks = blocks_of(target.shape, header.dtype.itemsize)
     buffer = bytearray(target[blocks[0]].size * header.dtype.itemsize)
@@ -37,13 +38,12 @@ def blocks_of(shape: tuple[int, ...], itemsize: int) -> list[tuple[slice, slice]
 
 
 def _converter(dtype: np.dtype, slope: float, inter: float) -> Callable[[np.ndarray], np.ndarray]:
-    """The function from stored voxels (1-D, of `dtype`) to int16 HU, rounded and saturated."""
+    """The function from stored voxels (1-D, of `dtype`) to int16 HU, rounded and saturated, or `NO_NUMBER`."""
 
     def to_hu(stored: np.ndarray) -> np.ndarray:
         with np.errstate(all="ignore"):
             hu = stored.astype(np.float64) * slope + inter
-        if not np.isfinite(hu).all():
-            raise InputError("some voxels are NaN or infinite")
+        hu[~np.isfinite(hu)] = NO_NUMBER
         return np.clip(np.rint(hu, out=hu), -(2**15), 2**15 - 1, out=hu).astype(np.int16)
 
     native = dtype.newbyteorder("=")

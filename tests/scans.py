@@ -19,10 +19,10 @@ AFFINE = np.diag([0.75, 0.75, 5.0, 1.0])
 
 
 def smooth_hu(shape=(3, 64, 64), seed=0) -> np.ndarray:
-    """int16 (z, y, x): blurred noise around soft tissue, whose network output has regions, and some air."""
+    """int16 (z, y, x): air before blurred noise around soft tissue, whose network output has regions."""
     noise = ndimage.gaussian_filter(np.random.default_rng(seed).normal(size=shape), (0.5, 4, 4), mode="wrap")
-    hu = (noise / max(noise.std(), 1e-9) * 300).clip(-900, 2000).astype(np.int16)
-    hu.flat[0] = -1000
+    hu = (noise / max(noise.std(), 1e-9) * 150).clip(-900, 2000).astype(np.int16)
+    hu[:, : -(-shape[1] // 32)] = -1000
     return hu
 
 

@@ -210,11 +210,11 @@ def test_debug_gives_a_traceback(folders, run_app):
 
 def test_doubts_are_warnings(folders, run_app):
     inputs, outputs = folders
-    ct = save_ct(inputs / "picture.nii", smooth_hu().clip(0, 255))
+    ct = save_ct(inputs / "clipped.nii", smooth_hu().clip(-125, 275))
     outcome = run_app("--inputs", ct, "--outputs", outputs, "--quiet")
     assert outcome.status == 0
     (warning,) = messages(outcome.stderr)
-    assert warning.startswith(f"{ct}: values from 0 to 255")
+    assert warning.startswith(f"{ct}: no air at -1000 HU (values from -125 to 275)")
     assert records(outputs)[0]["cases"][0]["warnings"] == [warning.removeprefix(f"{ct}: ")]
 
 

@@ -66,7 +66,7 @@ def test_resume_knows_a_series_by_its_bytes(tmp_path, run_app):
     files[0].rename(folder / "renamed.dcm")
     assert status() == ["skipped"]
     image = pydicom.dcmread(files[1])
-    image.PixelData = bytes(reversed(image.PixelData))
+    image.PixelData = image.pixel_array[::-1].tobytes()
     image.save_as(files[1])
     assert status() == ["done"]
 

@@ -16,7 +16,7 @@ PACKAGES = {"torch", "SimpleITK", "numpy", "scipy", "pynvml", "psutil"}  # of re
 # memory, `pipeline` puts files at both ends.
 MAY_IMPORT = {
     # no module of ours
-    **dict.fromkeys(("cpus", "errors", "formats", "gdcm", "geometry", "hounsfield", "labels"), ""),
+    **dict.fromkeys(("cpus", "errors", "formats", "gdcm", "geometry", "labels"), ""),
     **dict.fromkeys(("device", "monitor", "preprocess", "progress", "readahead", "record", "resample", "slabs"), ""),
     # the mask
     "measure": "labels",
@@ -37,7 +37,9 @@ MAY_IMPORT = {
     "voxels": "errors nifti stream",
     "volume": "errors formats geometry nifti niftifields stream textheader voxels",
     "spacing": "errors geometry",
-    "ct": "dicomseries dicomvolume errors hounsfield spacing volume",
+    "padding": "errors voxels",
+    "hounsfield": "errors",
+    "ct": "dicomseries dicomvolume errors hounsfield padding spacing volume",
     "maskfile": "errors geometry maskheader stream voxels",
     # the network
     "network": "labels",

@@ -480,7 +480,7 @@ def test_no_truth_for_any_case(root, capsys):
 
 
 def test_a_mask_of_another_ct(root, capsys):
-    save(root / "in" / "one_0000.nii.gz", np.zeros((9, 9, 9), np.int16))
+    save_ct(root / "in" / "one_0000.nii.gz", smooth_hu((9, 48, 48)))
     assert "differ in shape" in fails(capsys, root / "out", "-o", root / "r.html")
 
 

@@ -114,6 +114,25 @@ def test_a_damaged_scan_is_named(tmp_path, scans, capsys):
     assert [case.name for case in read_cases(tmp_path / "store")] == ["case_0"]
 
 
+def test_a_label_map_with_nan_is_named(tmp_path, scans, capsys):
+    shutil.copytree(scans, tmp_path / "scans")
+    path = tmp_path / "scans/labels/case_0.nii.gz"
+    image = nibabel.load(path)
+    data = image.get_fdata(dtype=np.float32)
+    data[0, 0, 0] = np.nan
+    nibabel.save(nibabel.Nifti1Image(data, image.affine), path)
+    assert labelled(tmp_path / "store", tmp_path / "scans") == 1
+    assert "FAILED case_0: the label map holds NaN or infinity" in capsys.readouterr().err
+
+
+def test_a_scan_on_another_scale_is_stored_in_hu_and_said(tmp_path, scans, capsys):
+    hu, labels, spacing_mm = phantom(0, 48)
+    write(tmp_path / "odd", "case_0", hu + np.int16(1024), labels, spacing_mm)
+    assert run(tmp_path / "store", tmp_path / "odd") == 0
+    assert "case_0: values from" in capsys.readouterr().err
+    assert np.array_equal(read_volume(tmp_path / "store", read_case(tmp_path / "store", "case_0"))[0], hu)
+
+
 def test_it_resumes_appends_and_renews(tmp_path, scans, capsys):
     assert labelled(tmp_path, scans, "--cases", "*_0") == 0
     before = (tmp_path / "case_0/case.json").stat().st_mtime_ns

@@ -28,6 +28,7 @@ from app.preprocess import clipped_statistics
 from app.record import file_sha256
 from app.resample import nearest_spacing, resample_in_plane, resampled_shape
 from app.volume import Volume, read_volume
+from app.voxels import NO_NUMBER
 from evaluation.organs import parse_organs
 from training.missing import mark_uncertain
 from training.store import Case, read_case, write_case
@@ -76,8 +77,11 @@ class Job:
         return {**settings, "spacing_mm": spacing_mm, "shrink": self.shrink}
 
 
-def prepare(job: Job) -> bool:
-    """Read, check and store one case. Returns False if the store has it already, made from the same.
+def prepare(job: Job) -> tuple[str, ...] | None:
+    """Read, check and store one case.
+
+    Returns:
+        Warnings of its image, or None if the store has it already, made from the same.
 
     Raises:
         CaseError: With the case's name and the cause.
@@ -88,7 +92,7 @@ def prepare(job: Job) -> bool:
         raise CaseError(f"{job.name}: {error}") from None
 
 
-def _prepare(job: Job) -> bool:
+def _prepare(job: Job) -> tuple[str, ...] | None:
     stored = read_case(job.store, job.name)
     if stored:
         image_sha256 = input_sha256(job.scan)
@@ -97,7 +101,7 @@ def _prepare(job: Job) -> bool:
         labels_sha256 = file_sha256(job.labels) if job.labels else None
         made_from = (image_sha256, labels_sha256, job.settings)
         if made_from == (stored.image_sha256, stored.labels_sha256, stored.settings):
-            return False
+            return None
 
     image = read_ct(job.scan.source)
     hu, spacing_mm = image.hu, image.geometry.spacing_mm
@@ -133,7 +137,7 @@ def _prepare(job: Job) -> bool:
         settings=job.settings,
     )
     write_case(job.store, case, hu, labels)
-    return True
+    return image.warnings
 
 
 def _checked_labels(labels: Volume, geometry: Geometry, annotated: tuple[int, ...]) -> np.ndarray:
@@ -148,6 +152,8 @@ def _checked_labels(labels: Volume, geometry: Geometry, annotated: tuple[int, ..
     if off_mm > 0.5 * min(labels.geometry.spacing_mm):
         raise CaseError(f"the label map lies up to {off_mm:.1f} mm away from its image")
     values = np.unique(labels.hu)
+    if values[0] == NO_NUMBER:
+        raise CaseError("the label map holds NaN or infinity")
     unknown = [int(value) for value in values if not 0 <= value < NUM_CLASSES]
     if unknown:
         raise CaseError(f"the label map holds {_listed(unknown)}, not 0 to {NUM_CLASSES - 1} alone")
@@ -286,10 +292,13 @@ def _run(todo: list[Job], workers: int) -> int:
         ProcessPoolExecutor(min(workers, len(todo))) as pool,
         tqdm(total=len(todo), unit="case", dynamic_ncols=True) as bar,
     ):
-        futures = [pool.submit(prepare, job) for job in todo]
+        futures = {pool.submit(prepare, job): job.name for job in todo}
         for future in as_completed(futures):
             try:
-                done += future.result()
+                warnings = future.result()
+                done += warnings is not None
+                for warning in warnings or ():
+                    tqdm.write(f"{futures[future]}: {warning}", file=sys.stderr)
             except CaseError as error:
                 failed += 1
                 tqdm.write(f"FAILED {error}", file=sys.stderr)
