@@ -12,7 +12,8 @@ ROOT = Path(__file__).resolve().parents[1]
 MODULES = {path.stem: ast.parse(path.read_text()) for path in sorted((ROOT / "app").glob("*.py"))}
 PACKAGES = {"torch", "SimpleITK", "numpy", "scipy", "pynvml", "psutil"}  # of requirements.txt
 
-# Data flows volume -> preprocess -> segment(network, weights) -> postprocess -> volume; `pipeline` joins the stages.
+# Data flows volume -> preprocess -> segment(network, weights) -> postprocess -> (measure -> quality, volume);
+# `pipeline` joins the stages.
 MAY_IMPORT = {
     "labels": set(),
     "nifti": set(),
@@ -28,12 +29,16 @@ MAY_IMPORT = {
     "volume": {"nifti", "textheader"},
     "network": {"labels"},
     "postprocess": {"labels"},
+    "measure": {"labels"},
+    "plausible": set(),
+    "quality": {"labels", "measure", "plausible"},
     "preview": {"labels"},
     "fuse": {"network"},
     "body": {"network"},
     "weights": {"fuse", "labels", "network", "preprocess"},
     "segment": {"body", "device", "network", "postprocess", "preprocess", "weights"},
-    "pipeline": set(MODULES) - {"__main__", "body", "device", "fuse", "network", "progress", "readahead", "record"},
+    "pipeline": set(MODULES)
+    - {"__main__", "body", "device", "fuse", "network", "plausible", "progress", "readahead", "record"},
     "__main__": {"cases", "device", "monitor", "pipeline", "progress", "readahead", "record", "segment", "volume"}
     | {"weights"},
     "__init__": set(),
