@@ -127,7 +127,7 @@ def test_quality_of_each_mask(folders, run_app):
         cells = [row[name] for name in ("ml", "mean_hu", "sd_hu", "first_slice", "last_slice")]
         assert cells == ["" if organ[name] is None else str(organ[name]) for name in list(row)[2:7]]
         if organ["voxels"]:
-            values = read_volume(inputs / f"{row['case']}_0000.nii.gz").hu.T[
+            values = read_ct(inputs / f"{row['case']}_0000.nii.gz").hu.T[
                 mask_array(outputs / f"{row['case']}.nii.gz") == LABELS[row["organ"]]
             ]
             assert float(row["mean_hu"]) == pytest.approx(values.mean(), abs=0.051)

@@ -214,7 +214,7 @@ def test_a_mask_that_is_not_ok_is_a_warning_in_one_line(tmp_path, run_case, capl
 
 
 def test_an_ok_mask_is_no_warning(tmp_path, run_case, caplog, monkeypatch):
-    monkeypatch.setattr(module, "assess", lambda *_: Quality("ok", ("a note",)))
+    monkeypatch.setattr("app.pipeline.assess", lambda *_: Quality("ok", ("a note",)))
     caplog.set_level(logging.WARNING)
     entry, _ = run_case(save_ct(tmp_path / "ct.nii"), Thresholds())
     assert entry["quality"] == {"verdict": "ok", "reasons": ["a note"]}
