@@ -9,11 +9,11 @@ outputs folder.
 """
 
 import gzip
-import os
 import resource
 import signal
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +24,7 @@ from app.errors import InputError
 from app.maskheader import VOXEL_OFFSET
 from app.volume import read_volume
 from tests.hostile import hostile_files, hostile_names, metaimage_bytes, nifti_bytes, nrrd_bytes
+from tests.reliability.child import outcome_of
 from tests.reliability.trial import Row, main, row
 
 BASE_MIB = 64  # deflate makes up to 33 MB of the 32 KB that are read at a time, and zlib's answer is copied once
@@ -44,35 +45,17 @@ def _files(folder: Path, count: int, seed: int) -> Row:
     for name, raw, expected in hostile_files(count, seed):
         path = folder / name
         path.write_bytes(raw)
-        outcome, problem = _read_apart(path, expected)
+        outcome, problem = outcome_of(partial(_read, path, expected))
         if outcome:
             outcomes[outcome] += 1
-        problems.append(problem)
+        problems.append([f"{name}: {problem}"] if problem else [])
         path.unlink()
     limits = {"limit, MiB besides twice the volume": BASE_MIB, "limit, s": TIMEOUT_S}
     return row("damaged, lying and swollen files against the reader", problems, **outcomes, **limits, seed=seed)
 
 
-def _read_apart(path: Path, expected: np.ndarray | None) -> tuple[str | None, list[str]]:
-    """(what came of it, what was wrong with that)."""
-    reading, writing = os.pipe()
-    child = os.fork()
-    if child == 0:
-        os.close(reading)
-        os.write(writing, _read(path, expected).encode("utf-8", "replace"))
-        os._exit(0)
-    os.close(writing)
-    with open(reading, "rb") as pipe:
-        outcome = pipe.read().decode()
-    _, status = os.waitpid(child, 0)
-    if os.WIFSIGNALED(status):
-        return None, [f"{path.name}: ended by {signal.Signals(os.WTERMSIG(status)).name}"]
-    kind, _, detail = outcome.partition(": ")
-    return (None, [f"{path.name}: {detail}"]) if kind == "lost" else (kind, [])
-
-
 def _read(path: Path, expected: np.ndarray | None) -> str:
-    """In the child: "outcome" or "lost: why"."""
+    """In a child: "outcome" or "lost: why"."""
     opened = []
     allowed = {str(path), "/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"}
     sys.addaudithook(lambda event, args: opened.append(str(args[0])) if event == "open" else None)
