@@ -84,6 +84,7 @@ def test_links_to_folders_are_followed_but_not_in_circles(tmp_path):
     touch(tmp_path / "elsewhere", "b.nii.gz")
     (folder / "link").symlink_to(tmp_path / "elsewhere")
     (folder / "circle").symlink_to(folder)
+    (folder / "up").symlink_to("..")
     assert names(find_cases([folder], tmp_path / "out")) == ["a", "link_b"]
 
 

@@ -104,7 +104,8 @@ def _names(folder: Path, count: int, seed: int) -> Row:
         given = names[first : first + NAMES_PER_RUN]
         for name in given:
             _save(inputs / name, hu, link_to=folder / "ct.nii")
-        (inputs / "nowhere.nii").symlink_to("..")
+        (inputs / "up.nii").symlink_to("..")
+        (inputs / "nowhere.nii").symlink_to("nowhere")
         (outputs / f"{case_name(Path(given[0]))}.nii.gz").symlink_to(precious)  # to be replaced, not followed
         before = _outside(folder, outputs)
         status = finish(start(inputs, outputs, weights))
@@ -114,7 +115,7 @@ def _names(folder: Path, count: int, seed: int) -> Row:
             right = right or voxels
             problems.append([] if voxels and voxels == right else [f"{name!r}: its mask is missing or wrong"])
         changed = _outside(folder, outputs) ^ before
-        if status != 1 or changed:  # the link to a folder fails, alone
+        if status != 1 or changed:  # the link to nowhere fails, alone
             problems[-1].append(f"status {status}; changed outside the outputs: {sorted(map(str, changed))}")
     status = finish(start(folder / ("x" * 300 + ".nii.gz"), folder / "long", weights))
     said = said_by(folder / "long").read_text()
