@@ -106,7 +106,21 @@ def test_where_organs_are_counts_and_not_the_rest_of_a_long_scan(patient):
     labels, hu = patient
     legs = np.full((100, *SHAPE[1:]), -1000, np.int16)
     legs[:, 20:40, 20:40] = 50
-    assert judge(np.concatenate([np.zeros(legs.shape, np.uint8), labels]), np.concatenate([legs, hu])) == (OK, ())
+    labels, hu = np.concatenate([np.zeros(legs.shape, np.uint8), labels]), np.concatenate([legs, hu])
+    assert judge(labels, hu) == (OK, ())
+    assert judge(only(labels, "spleen"), hu) == (OK, ())
+
+
+def test_a_body_that_fills_the_slice(patient):
+    labels, hu = (array[:, 6:54, 14:86] for array in patient)
+    assert judge(only(labels, "spleen"), hu).verdict == OK
+
+
+def test_a_table_is_no_body(patient):
+    labels, hu = patient
+    hu[:, :, :35] = hu[:, :, 65:] = -1000
+    hu[:, 2] = hu[:, 57] = hu[:, :, 10] = hu[:, :, 90] = -150  # 4 mm of padding all around
+    assert "no abdomen in view" in judge(only(labels, "liver"), hu).reasons[0]
 
 
 def test_two_legs_are_not_one_trunk(patient):
@@ -174,6 +188,15 @@ def test_a_kidney_on_the_wrong_side(patient):
     assert judge(labels, hu).verdict == LOOK
 
 
+@pytest.mark.parametrize(("first_x", "verdict"), [(44, OK), (45, LOOK)])
+def test_centres_may_differ_by_a_centimetre(patient, first_x, verdict):
+    labels, hu = patient
+    labels = without(labels, "left kidney")
+    labels[2:14, 22:32, first_x : first_x + 9] = LABEL["left kidney"]  # 8 or 12 mm to the right of the aorta
+    hu[labels > 0] = 60
+    assert judge(labels, hu).verdict == verdict
+
+
 def test_an_organ_in_two_far_pieces(patient):
     labels, hu = patient
     labels[21:25, 40:48, 14:22] = LABEL["spleen"]  # 64 mm in front of it
@@ -205,10 +228,10 @@ def test_sizes(patient):
 
 def test_a_cut_organ_is_not_called_small_and_its_cut_is_said(patient):
     labels, hu = patient
-    assert judge(labels[26:], hu[26:]) == (
-        OK,
-        ("cut off by the first or last slice: liver, right kidney, spleen, pancreas, left kidney",),
-    )
+    cut = "cut off by the first or last slice: liver, right kidney, spleen, pancreas, left kidney"
+    assert judge(labels[26:], hu[26:]) == (OK, (cut,))
+    hu[box("left kidney")] = 900
+    assert judge(labels[26:], hu[26:]) == (LOOK, ("left kidney of 900 HU", cut))
 
 
 def test_organs_that_were_taken_out(patient):
