@@ -178,23 +178,23 @@ def _joined(folder: Path, below: Path, *name: str) -> str:
 
 
 def _files_below(folder: Path, outputs: Path) -> Iterator[Path]:
-    """Files at any depth, links followed, without hidden ones and those in an outputs folder below."""
-    seen = set()
+    """Files at any depth, but for hidden ones and those in an outputs folder below."""
+    top, seen = folder.resolve(), set()
+
+    def goes_into(below: Path) -> bool:
+        """Links are followed, but not up, nor twice to one folder."""
+        real = below.resolve()
+        if below.name.startswith(".") or real in seen or real == outputs.resolve() or top.is_relative_to(real):
+            return False
+        seen.add(real)
+        return True
 
     def fail(error: OSError) -> None:
         raise error
 
     for place, folders, names in os.walk(folder, onerror=fail, followlinks=True):
-        status = os.stat(place)
-        if (status.st_dev, status.st_ino) in seen:  # a link to a folder above
-            folders.clear()
-            continue
-        seen.add((status.st_dev, status.st_ino))
-        here = Path(place)
-        folders[:] = sorted(
-            name for name in folders if not name.startswith(".") and not _same_file(here / name, outputs)
-        )
-        yield from (here / name for name in sorted(names) if not name.startswith("."))
+        folders[:] = [name for name in sorted(folders) if goes_into(Path(place, name))]
+        yield from (Path(place, name) for name in sorted(names) if not name.startswith("."))
 
 
 def _may_be_dicom(path: Path) -> bool:

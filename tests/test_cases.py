@@ -13,7 +13,7 @@ from app.ct import read_ct
 from app.errors import InputError, UsageError
 from app.record import file_sha256
 from tests.dicom_series import Series
-from tests.scans import save_ct
+from tests.scans import save_ct, smooth_hu
 
 
 def touch(folder, *names):
@@ -84,6 +84,7 @@ def test_links_to_folders_are_followed_but_not_in_circles(tmp_path):
     touch(tmp_path / "elsewhere", "b.nii.gz")
     (folder / "link").symlink_to(tmp_path / "elsewhere")
     (folder / "circle").symlink_to(folder)
+    (folder / "up").symlink_to("..")
     assert names(find_cases([folder], tmp_path / "out")) == ["a", "link_b"]
 
 
@@ -280,7 +281,7 @@ def test_dicom_that_cannot_be_read_is_a_case_that_fails(tmp_path):
 
 
 def test_the_checksum_of_an_input_is_that_of_its_reading(tmp_path):
-    Series().write(tmp_path / "in" / "a")
+    Series(hu=smooth_hu((3, 48, 64))).write(tmp_path / "in" / "a")
     save_ct(tmp_path / "in" / "b.nii.gz")
     for case in find_cases([tmp_path / "in"], tmp_path / "out"):
         assert input_sha256(case) == read_ct(case.source).sha256

@@ -1,6 +1,7 @@
 """The command line: what is done, said and left behind when all goes well, and when nothing does."""
 
 import contextlib
+import csv
 import fcntl
 import gzip
 import json
@@ -21,9 +22,12 @@ import pytest
 import app.__main__ as module
 from app.__main__ import main
 from app.ct import read_ct
+from app.labels import ORGANS
 from tests.scans import mask_array, save_ct, save_weights, smooth_hu
 
+LABELS = {organ.abbreviation: organ.label for organ in ORGANS}
 ROOT = Path(__file__).resolve().parents[1]
+QUALITY = re.compile(r": (look|implausible): ")
 DATED = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d (INFO|WARNING|ERROR) ")
 
 
@@ -45,9 +49,10 @@ def statuses(record):
 
 
 def messages(stderr):
+    """What is said, but for the masks' quality: a random network's are never ok."""
     lines = stderr.splitlines()
     assert all(DATED.match(line) for line in lines), stderr
-    return [DATED.sub("", line) for line in lines]
+    return [DATED.sub("", line) for line in lines if not QUALITY.search(line)]
 
 
 def masks(outputs):
@@ -77,7 +82,7 @@ def test_a_run(folders, run_app):
     assert record["versions"]["torch"]
     assert record["monitor"]["samples"] >= 2
     (folder,) = (outputs / "logs").iterdir()
-    assert sorted(path.name for path in folder.iterdir()) == ["monitor.csv", "run.json"]
+    assert sorted(path.name for path in folder.iterdir()) == ["monitor.csv", "run.json", "volumes.csv"]
     start, *cases, end = messages(outcome.stderr)
     assert re.fullmatch(r"on .+, (bfloat16|float32), threads: \d+, weights [0-9a-f]{12}", start)
     assert [re.sub(r"[\d.]+ s$", "T s", line) for line in cases] == [f"{name}: 3 slices in T s" for name in "abc"]
@@ -97,7 +102,38 @@ def test_the_same_run_gives_the_same_masks_and_logs_of_its_own(folders, run_app)
 
 
 def test_quiet_says_nothing_when_all_is_well(folders, run_app):
-    assert run_app("--inputs", folders[0], "--outputs", folders[1], "--quiet") == (0, "")
+    outcome = run_app("--inputs", folders[0], "--outputs", folders[1], "--quiet")
+    assert (outcome.status, messages(outcome.stderr)) == (0, [])
+
+
+def test_quality_of_each_mask(folders, run_app):
+    inputs, outputs = folders
+    (inputs / "broken_0000.nii").touch()
+    outcome = run_app("--inputs", inputs, "--outputs", outputs, "--quiet")
+    assert outcome.status == 1  # the broken one's: quality changes no exit status
+    (record,) = records(outputs)
+    done = {case["name"]: case for case in record["cases"] if case["status"] == "done"}
+    assert set(done) == set("abc")
+    warned = [DATED.sub("", line) for line in outcome.stderr.splitlines() if QUALITY.search(line)]
+    assert warned == [
+        f"{case['input']}: implausible: {'; '.join(case['quality']['reasons'])}" for case in done.values()
+    ]
+    with next(outputs.glob("logs/*/volumes.csv")).open(newline="") as file:
+        rows = [*csv.DictReader(file)]
+    assert [(row["case"], row["organ"]) for row in rows] == [(c, organ) for c in "abc" for organ in done[c]["organs"]]
+    for row in rows:
+        organ = done[row["case"]]["organs"][row["organ"]]
+        assert row["quality"] == "implausible"
+        cells = [row[name] for name in ("ml", "mean_hu", "sd_hu", "first_slice", "last_slice")]
+        assert cells == ["" if organ[name] is None else str(organ[name]) for name in list(row)[2:7]]
+        if organ["voxels"]:
+            values = read_ct(inputs / f"{row['case']}_0000.nii.gz").hu.T[
+                mask_array(outputs / f"{row['case']}.nii.gz") == LABELS[row["organ"]]
+            ]
+            assert float(row["mean_hu"]) == pytest.approx(values.mean(), abs=0.051)
+            assert float(row["sd_hu"]) == pytest.approx(values.std(), abs=0.051)
+        else:
+            assert cells == ["0.0", "", "", "", ""]
 
 
 def test_a_preview_of_each_mask(folders, run_app):
@@ -543,8 +579,8 @@ def assert_stopped_well(outputs, status):
     assert len(unrecorded) <= 1  # stopped between its mask and its record
     assert len(recorded) == len(whole) - len(unrecorded)
     assert record["monitor"]["samples"] > 0
-    (csv,) = outputs.glob("logs/*/monitor.csv")
-    lines = csv.read_text().splitlines()
+    (monitored,) = outputs.glob("logs/*/monitor.csv")
+    lines = monitored.read_text().splitlines()
     assert len(lines) == record["monitor"]["samples"] + 1  # closed, the last row whole
     assert lines[-1].count(",") == lines[0].count(",")
     return recorded
@@ -656,12 +692,12 @@ def test_two_runs_on_one_outputs_folder(tmp_path, weights_path):
     runs = [
         subprocess.Popen(
             command("--inputs", inputs, "--outputs", outputs, "--quiet", weights=weights_path),
-            cwd=ROOT, stderr=subprocess.PIPE,
+            cwd=ROOT, stderr=subprocess.PIPE, text=True,
         )
         for _ in range(2)
     ]  # fmt: skip
     for run in runs:
-        assert run.communicate(timeout=60) == (None, b"")
+        assert messages(run.communicate(timeout=60)[1]) == []
         assert run.returncode == 0
     assert masks(outputs) == ["case0.nii.gz", "case1.nii.gz"]
     assert [record["exit_status"] for record in records(outputs)] == [0, 0]

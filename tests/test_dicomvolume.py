@@ -156,6 +156,10 @@ def test_slices_within_a_hundredth_are_even(tmp_path):
             Series(hu=distinct_hu(6), positions_mm=[*Series().positions_mm, ORIGIN_MM]),
             "another image of the series lies at the same place",
         ),
+        (
+            Series(hu=distinct_hu(6), positions_mm=[*Series().positions_mm, np.add(ORIGIN_MM, (9, 0, 0))]),
+            "some of its images lie side by side at one height",
+        ),
     ],
 )
 def test_what_makes_no_even_volume_is_refused(tmp_path, series, cause):
@@ -172,6 +176,7 @@ def test_what_makes_no_even_volume_is_refused(tmp_path, series, cause):
         ({"Rows": 12, "PixelData": bytes(12 * 32 * 2)}, "2 different sizes: 12 x 32 and 24 x 32"),
         ({"ImageOrientationPatient": [1, 0, 0, 1, 0, 0]}, "is not two directions at a right angle"),
         ({"PixelSpacing": [0.8, 0]}, "its PixelSpacing is not positive"),
+        ({"Rows": None}, "its Rows or Columns are missing"),
         ({"ImagePositionPatient": None}, "it has no ImagePositionPatient: where it lies is not known"),
         ({"SamplesPerPixel": 3}, "slices are missing (1)"),
         ({"PixelData": b"\0\0"}, "truncated: 2 of the 1536 bytes of its pixels"),

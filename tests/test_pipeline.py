@@ -19,6 +19,7 @@ from app.monitor import ResourceMonitor
 from app.pipeline import segment_case
 from app.postprocess import clean
 from app.preprocess import clipped_statistics
+from app.quality import Quality
 from app.resample import resample_in_plane
 from app.segment import Segmenter
 from app.volume import read_volume
@@ -174,15 +175,50 @@ def test_what_the_record_says(tmp_path, run_case):
     assert entry["spacing_mm_zyx"] == [5.0, 0.75, 0.75]
     clipped = np.clip(hu, -100, 1000)
     assert (entry["mean_hu"], entry["std_hu"]) == pytest.approx((clipped.mean(), clipped.std()))
-    assert list(entry["seconds"]) == ["preprocess", "segment", "postprocess", "write", "preview"]
+    assert list(entry["seconds"]) == ["preprocess", "segment", "postprocess", "write", "assess", "preview"]
     assert entry["warnings"] == []
     assert entry["slices_per_slab"] == 1
-    labels = mask_array(mask)
+    labels = mask_array(mask).T
     for organ in ORGANS:
-        voxels = np.count_nonzero(labels == organ.label)
-        ml = pytest.approx(voxels * 5 * 0.75 * 0.75 / 1000, abs=0.005)
-        assert entry["organs"][organ.abbreviation] == {"voxels": voxels, "ml": ml}
+        voxels, values = np.count_nonzero(labels == organ.label), hu[labels == organ.label]
+        said = entry["organs"][organ.abbreviation]
+        assert said["voxels"] == voxels
+        assert said["ml"] == pytest.approx(voxels * 5 * 0.75 * 0.75 / 1000, abs=0.005)
+        assert said["mean_hu"] == (pytest.approx(values.mean(), abs=0.051) if voxels else None)
     assert entry["organs"]["RK"]["voxels"] > 0
+    assert entry["organs"]["LK"] == {
+        "voxels": 0, "ml": 0.0, "mean_hu": None, "sd_hu": None, "first_slice": None, "last_slice": None
+    }  # fmt: skip
+    assert entry["quality"]["verdict"] == "implausible"  # 38 mm wide
+    assert entry["quality"]["reasons"][0].startswith("no abdomen in view")
+
+
+@pytest.mark.parametrize(("turn", "slices"), [(1, (2, 4)), (-1, (3, 5))])
+def test_slices_are_counted_as_the_file_counts_them(tmp_path, run_case, turn, slices):
+    hu = np.full((8, 40, 40), -500, np.int16)
+    hu[2:5, 5:15, 5:15] = 300
+    path = tmp_path / "ct.nii"
+    nib.save(nib.Nifti1Image(np.ascontiguousarray(hu[::turn].T), np.diag([0.75, 0.75, 5.0 * turn, 1])), path)
+    entry, mask = run_case(path, Thresholds())
+    assert tuple(entry["organs"]["Spleen"][name] for name in ("first_slice", "last_slice")) == slices
+    assert [*np.flatnonzero(mask_array(mask).any(axis=(0, 1)))[[0, -1]]] == [*slices]
+
+
+def test_a_mask_that_is_not_ok_is_a_warning_in_one_line(tmp_path, run_case, caplog):
+    caplog.set_level(logging.WARNING)
+    ct = save_ct(tmp_path / "ct.nii")
+    entry, _ = run_case(ct, Thresholds())
+    assert entry["warnings"] == []
+    assert caplog.messages == [f"{ct}: implausible: {'; '.join(entry['quality']['reasons'])}"]
+    assert "\n" not in caplog.messages[0]
+
+
+def test_an_ok_mask_is_no_warning(tmp_path, run_case, caplog, monkeypatch):
+    monkeypatch.setattr("app.pipeline.assess", lambda *_: Quality("ok", ("a note",)))
+    caplog.set_level(logging.WARNING)
+    entry, _ = run_case(save_ct(tmp_path / "ct.nii"), Thresholds())
+    assert entry["quality"] == {"verdict": "ok", "reasons": ["a note"]}
+    assert caplog.messages == []
 
 
 def test_slices_are_reported(tmp_path):
@@ -202,7 +238,7 @@ def test_a_preview_that_cannot_be_written_does_not_lose_the_mask(tmp_path, run_c
     (warning,) = entry["warnings"]
     assert warning.startswith("no preview: ")
     assert "\n" not in warning
-    assert caplog.messages == [f"{ct}: {warning}"]
+    assert caplog.messages[-1] == f"{ct}: {warning}"
 
 
 def test_a_mask_that_cannot_be_written_is_an_error(tmp_path, run_case):

@@ -1,5 +1,6 @@
 """run.json: whole at every moment, in a folder of its own, and proof enough to skip a case."""
 
+import csv
 import errno
 import json
 import logging
@@ -37,15 +38,16 @@ def test_the_record_after_each_case(tmp_path):
         assert len(record.content["cases"]) == count
     assert [record.count(status) for status in ("done", "failed", "skipped")] == [2, 1, 1]
     assert recorded(record.folder)["exit_status"] is None  # a killed run's record says so
-    assert [path.name for path in record.folder.iterdir()] == ["run.json"]
+    assert sorted(path.name for path in record.folder.iterdir()) == ["run.json", "volumes.csv"]
 
 
 def test_a_killed_runs_half_written_record_goes_with_the_next_run(tmp_path):
     killed = RunRecord(tmp_path)
     killed.add_case(entry("a"))
     (killed.folder / ".run.json.part").write_text("{")
+    (killed.folder / ".volumes.csv.part").write_text("case,")
     RunRecord(tmp_path)
-    assert [path.name for path in killed.folder.iterdir()] == ["run.json"]
+    assert sorted(path.name for path in killed.folder.iterdir()) == ["run.json", "volumes.csv"]
 
 
 def test_a_living_runs_record_is_written_though_another_begins(tmp_path, monkeypatch, caplog):
@@ -76,11 +78,35 @@ def test_a_record_that_cannot_be_written_is_said_once_and_the_one_before_stands(
     record.add_case(entry("c"))
     assert record.write() is False
     assert [case["name"] for case in recorded(record.folder)["cases"]] == ["a"]
-    assert [path.name for path in record.folder.iterdir()] == ["run.json"]
+    assert sorted(path.name for path in record.folder.iterdir()) == ["run.json", "volumes.csv"]
     assert caplog.messages == [f"{record.folder}: the record of this run cannot be written: No space left on device"]
     monkeypatch.setattr(module.os, "replace", replace)
     assert record.write() is True
     assert [case["name"] for case in recorded(record.folder)["cases"]] == ["a", "b", "c"]
+
+
+def organ(**values):
+    absent = {"voxels": 0, "ml": 0.0, "mean_hu": None, "sd_hu": None, "first_slice": None, "last_slice": None}
+    return absent | values
+
+
+def rows(folder):
+    with (folder / "volumes.csv").open(newline="", encoding="utf-8", errors="surrogateescape") as file:
+        return [*csv.reader(file)]
+
+
+def test_volumes_as_a_table(tmp_path):
+    record = RunRecord(tmp_path)
+    liver = organ(voxels=9, ml=1234.5, mean_hu=101.5, sd_hu=20.25, first_slice=0, last_slice=30)
+    quality = {"verdict": "look", "reasons": ["no spleen"]}
+    record.add_case(entry("a,\n\udcff", organs={"Liver": liver, "Spleen": organ()}, quality=quality))
+    record.add_case(entry("b", "failed"))
+    head = ["case", "organ", "ml", "mean_hu", "sd_hu", "first_slice", "last_slice", "quality"]
+    assert rows(record.folder) == [
+        head,
+        ["a,\n\udcff", "Liver", "1234.5", "101.5", "20.25", "0", "30", "look"],
+        ["a,\n\udcff", "Spleen", "0.0", "", "", "", "", "look"],
+    ]
 
 
 @pytest.mark.parametrize("broken", ["file", "link"])

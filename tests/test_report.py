@@ -143,6 +143,8 @@ def write_run(root, started="20260101T000000Z", gpu="", names=NAMES, **changes):
     folder = root / "out" / "logs" / started
     folder.mkdir(parents=True)
     cases = [case_entry(root, name) for name in names]
+    cases[0]["quality"] = {"verdict": "implausible", "reasons": ["no <lung>", "no spine"]}
+    cases[1]["quality"] = {"verdict": "ok", "reasons": []}
     cases[0]["warnings"] = ["air < -1000 HU & <script>alert(1)</script>"]
     broken = case_entry(root, "broken", status="failed", error="broken_0000.nii.gz: truncated <b>")
     cases.insert(1, {key: broken[key] for key in ("name", "input", "mask", "status", "error")})
@@ -204,6 +206,25 @@ def test_failures_and_warnings_are_shown_as_text(root):
     assert "<b>broken</b> failed: broken_0000.nii.gz: truncated &lt;b&gt;" in html
     assert "&lt;script&gt;alert(1)" in html and "<script" not in html
     assert html.index("truncated") < html.index('id="organ-volumes"')
+
+
+def test_quality_is_shown_in_a_table_and_at_the_case(root):
+    html = report(root)
+    assert Page(html).table("case", "quality", "why") == {
+        "case": ["quality", "why"], "one": ["implausible", "no <lung>no spine"], "three": ["ok", ""],
+    }  # fmt: skip
+    assert "no &lt;lung&gt;<br>no spine" in html
+    assert '<p><span class="poor">implausible</span>: no &lt;lung&gt;; no spine</p>' in html
+    assert html.index('id="quality"') < html.index('id="organ-volumes"') < html.index("no &lt;lung&gt;; no spine")
+
+
+def test_a_run_of_before_quality_was_assessed(root):
+    run = find_run(root / "out") / "run.json"
+    content = json.loads(run.read_text())
+    for case in content["cases"]:
+        case.pop("quality", None)
+    run.write_text(json.dumps(content))
+    assert 'id="quality"' not in report(root)
 
 
 def test_scores_are_those_of_accuracy(root, tmp_path):

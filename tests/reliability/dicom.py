@@ -8,7 +8,6 @@ lines or without the folder, and another volume than was written, where no pixel
 checksum in DICOM, and neither has a value in a header that still makes sense.
 """
 
-import os
 import random
 import resource
 import shutil
@@ -16,6 +15,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +27,7 @@ from app.dicomvolume import read_series
 from app.errors import InputError
 from tests.dicom_series import Series
 from tests.hostile import flip_bits
+from tests.reliability.child import outcome_of
 from tests.reliability.trial import Row, main, row
 
 BASE_MIB = 64
@@ -60,7 +61,7 @@ def _tries(folder, what, count, damages, source, other, right, rng) -> Row:
         place.mkdir(parents=True)
         files = [Path(shutil.copy(folder / codec / path.name if codec in CODECS else path, place)) for path in source]
         may_differ = damages[name](rng, files, other)
-        outcome, problem = _read_apart(place, None if may_differ else right)
+        outcome, problem = outcome_of(partial(_read, place, None if may_differ else right))
         if outcome:
             outcomes[outcome] += 1
         problems.append([f"{name}: {problem}"] if problem else [])
@@ -141,26 +142,8 @@ def _volume(files: list[Path]) -> np.ndarray:
     return read_series(series).hu
 
 
-def _read_apart(folder: Path, expected: np.ndarray | None) -> tuple[str | None, str]:
-    """(what came of it, what was wrong with that)."""
-    reading, writing = os.pipe()
-    child = os.fork()
-    if child == 0:
-        os.close(reading)
-        os.write(writing, _read(folder, expected).encode("utf-8", "replace"))
-        os._exit(0)
-    os.close(writing)
-    with open(reading, "rb") as pipe:
-        outcome = pipe.read().decode()
-    _, status = os.waitpid(child, 0)
-    if os.WIFSIGNALED(status):
-        return None, f"ended by {signal.Signals(os.WTERMSIG(status)).name}"
-    kind, _, detail = outcome.partition(": ")
-    return (None, detail) if kind == "lost" else (kind, "")
-
-
 def _read(folder: Path, expected: np.ndarray | None) -> str:
-    """In the child: "outcome" or "lost: why"."""
+    """In a child: "outcome" or "lost: why"."""
     most = psutil.Process().memory_info().vms + BASE_MIB * 2**20 + 4 * SLICES * 24 * 32
     resource.setrlimit(resource.RLIMIT_AS, (most, resource.RLIM_INFINITY))
     signal.alarm(TIMEOUT_S)

@@ -9,11 +9,11 @@ outputs folder.
 """
 
 import gzip
-import os
 import resource
 import signal
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +24,7 @@ from app.errors import InputError
 from app.maskheader import VOXEL_OFFSET
 from app.volume import read_volume
 from tests.hostile import hostile_files, hostile_names, metaimage_bytes, nifti_bytes, nrrd_bytes
+from tests.reliability.child import outcome_of
 from tests.reliability.trial import Row, main, row
 
 BASE_MIB = 64  # deflate makes up to 33 MB of the 32 KB that are read at a time, and zlib's answer is copied once
@@ -44,35 +45,17 @@ def _files(folder: Path, count: int, seed: int) -> Row:
     for name, raw, expected in hostile_files(count, seed):
         path = folder / name
         path.write_bytes(raw)
-        outcome, problem = _read_apart(path, expected)
+        outcome, problem = outcome_of(partial(_read, path, expected))
         if outcome:
             outcomes[outcome] += 1
-        problems.append(problem)
+        problems.append([f"{name}: {problem}"] if problem else [])
         path.unlink()
     limits = {"limit, MiB besides twice the volume": BASE_MIB, "limit, s": TIMEOUT_S}
     return row("damaged, lying and swollen files against the reader", problems, **outcomes, **limits, seed=seed)
 
 
-def _read_apart(path: Path, expected: np.ndarray | None) -> tuple[str | None, list[str]]:
-    """(what came of it, what was wrong with that)."""
-    reading, writing = os.pipe()
-    child = os.fork()
-    if child == 0:
-        os.close(reading)
-        os.write(writing, _read(path, expected).encode("utf-8", "replace"))
-        os._exit(0)
-    os.close(writing)
-    with open(reading, "rb") as pipe:
-        outcome = pipe.read().decode()
-    _, status = os.waitpid(child, 0)
-    if os.WIFSIGNALED(status):
-        return None, [f"{path.name}: ended by {signal.Signals(os.WTERMSIG(status)).name}"]
-    kind, _, detail = outcome.partition(": ")
-    return (None, [f"{path.name}: {detail}"]) if kind == "lost" else (kind, [])
-
-
 def _read(path: Path, expected: np.ndarray | None) -> str:
-    """In the child: "outcome" or "lost: why"."""
+    """In a child: "outcome" or "lost: why"."""
     opened = []
     allowed = {str(path), "/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"}
     sys.addaudithook(lambda event, args: opened.append(str(args[0])) if event == "open" else None)
@@ -121,7 +104,8 @@ def _names(folder: Path, count: int, seed: int) -> Row:
         given = names[first : first + NAMES_PER_RUN]
         for name in given:
             _save(inputs / name, hu, link_to=folder / "ct.nii")
-        (inputs / "nowhere.nii").symlink_to("..")
+        (inputs / "up.nii").symlink_to("..")
+        (inputs / "nowhere.nii").symlink_to("nowhere")
         (outputs / f"{case_name(Path(given[0]))}.nii.gz").symlink_to(precious)  # to be replaced, not followed
         before = _outside(folder, outputs)
         status = finish(start(inputs, outputs, weights))
@@ -131,7 +115,7 @@ def _names(folder: Path, count: int, seed: int) -> Row:
             right = right or voxels
             problems.append([] if voxels and voxels == right else [f"{name!r}: its mask is missing or wrong"])
         changed = _outside(folder, outputs) ^ before
-        if status != 1 or changed:  # the link to a folder fails, alone
+        if status != 1 or changed:  # the link to nowhere fails, alone
             problems[-1].append(f"status {status}; changed outside the outputs: {sorted(map(str, changed))}")
     status = finish(start(folder / ("x" * 300 + ".nii.gz"), folder / "long", weights))
     said = said_by(folder / "long").read_text()
