@@ -118,6 +118,18 @@ def test_a_volume_with_little_of_a_body_is_doubted():
     assert warning.startswith("little in it is fat or soft tissue (values from ")
 
 
+@pytest.mark.parametrize(("rows", "doubt"), [(0, None), (10, "little in it"), (30, "are not HU")])
+def test_the_more_is_too_dense_the_greater_the_doubt(rows, doubt):
+    hu = body()
+    hu[:, :rows] = np.random.default_rng(0).integers(320, 2000, hu[:, :rows].shape)
+    if doubt == "are not HU":
+        with pytest.raises(InputError, match=doubt):
+            checked(hu)
+    else:
+        warnings = checked(hu)[1]
+        assert len(warnings) == (doubt is not None) and all(doubt in warning for warning in warnings)
+
+
 # Other scales
 
 
@@ -181,9 +193,30 @@ def test_an_intercept_of_1000_applied_twice():
     assert np.array_equal(volume, hu)
 
 
-def test_noise_below_zero_may_be_fat_or_air_of_another_scale():
+@pytest.mark.parametrize("width", [0.36, 0.6])
+def test_noise_below_zero_may_be_fat_or_air_of_another_scale(width):
     with pytest.raises(InputError, match=r"which may be HU or HU \+ 1024"):
-        checked(body(noise_hu=40, width=0.6, clip=(-2000, 3071)) + 1024)
+        checked(body(noise_hu=40, width=width, lungs=False, clip=(-2000, 3071)) + 1024)
+
+
+def test_another_scale_of_a_small_body_is_not_certain():
+    with pytest.raises(InputError, match="are not HU"):
+        checked(body(width=0.42, lungs=False) + 1024)
+
+
+def test_bone_is_not_taken_for_a_body():
+    """A skull is as dense as soft tissue on the scale of an intercept that was applied twice."""
+    hu = body(lungs=False, fat=0.15, soft_hu=35)
+    skull = np.abs(np.hypot(X / 0.8, Y / 0.56) - 0.8) < 0.1
+    hu[:, skull] = np.random.default_rng(0).normal(1100, 150, hu[:, skull].shape)
+    assert "little in it" in checked(hu)[1][0]
+    with pytest.raises(InputError, match="are not HU"):
+        checked(hu - 1024)
+
+
+def test_a_tenth_of_hu_is_refused_by_its_name():
+    with pytest.raises(InputError, match="which are HU / 10: too coarse when they are rounded"):
+        checked(body() / 10)
 
 
 # No body, or no CT

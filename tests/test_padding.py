@@ -29,6 +29,8 @@ def volume(hole) -> np.ndarray:
         (np.s_[:, (X - 31.5) ** 2 + (Y - 31.5) ** 2 > 31**2], 26.2),  # beside a round field of view
         (np.s_[:, :, :16], 25),
         (np.s_[:, (X + Y < 32) | (X + Y > 95)], 25),  # a slice that was turned
+        (np.s_[:, 32:, 24:40], 12.5),  # between the legs
+        (np.s_[:, 24:40, 32:], 12.5),
         (np.s_[3:], 40),  # slices that were added
         (np.s_[2, 0, 0], 0.00488),
     ],
