@@ -84,7 +84,8 @@ def trial(folder: Path, kills: int = 30, terminations: int = 10, interrupts: int
         facts |= {"undisturbed run, s": round(run_s, 2)}
         facts |= {"left a temporary file for the next run to remove": left} if number == signal.SIGKILL else {}
         name = "Ctrl-C (SIGINT)" if number == signal.SIGINT else number.name
-        yield row(f"{name} at a random moment of a {CASES}-case run (2 DICOM series), then `--resume`", problems, **facts)
+        what = f"{name} at a random moment of a {CASES}-case run (2 DICOM series), then `--resume`"
+        yield row(what, problems, **facts)
 
 
 def _writing(outputs: Path, at_case: int) -> bool:
