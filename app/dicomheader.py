@@ -23,6 +23,7 @@ _LONGEST_VALUE = 1 << 16  # bytes; no value that is wanted comes near it
 _DEEPEST = 16  # sequences in sequences; an enhanced CT has two
 _LONG_VRS = {b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV"}
 _KEYWORDS = {
+    0x00020002: "MediaStorageSOPClassUID",
     0x00020010: "TransferSyntaxUID",
     0x00080008: "ImageType",
     0x00080016: "SOPClassUID",

@@ -89,7 +89,7 @@ def find_series(files: Iterable[Path]) -> tuple[list[Series], Counter[str]]:
 def _kind(header: DicomHeader) -> str:
     """What an object is, in words for the user."""
     sop_class, modality = header.text("SOPClassUID"), header.text("Modality")
-    if sop_class == _DIRECTORY or (header.text("MediaStorageSOPClassUID") == _DIRECTORY and not modality):
+    if header.text("MediaStorageSOPClassUID") == _DIRECTORY:
         return "DICOMDIR"
     if f"{sop_class}.".startswith(f"{_SECONDARY_CAPTURE}."):
         return "secondary capture"

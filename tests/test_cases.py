@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydicom.fileset import FileSet
 
 from app.cases import Case, case_name, find_cases, input_sha256, shard
 from app.ct import read_ct
@@ -269,6 +270,19 @@ def test_what_is_passed_over_is_told_in_one_line_a_folder(tmp_path):
     assert lines == [f"{tmp_path / 'in'}; passed over, no slices of an axial CT: 5 MR, 5 localizer"]
     message = usage_error([tmp_path / "in" / "b"], tmp_path / "out")
     assert message.startswith(f"no CT in {tmp_path / 'in' / 'b'}; passed over, no slices of an axial CT: 5 MR, 5 local")
+
+
+def test_a_dicomdir_is_neither_a_slice_nor_something_passed_over(tmp_path):
+    lines = []
+    files = Series().write(tmp_path / "in")
+    media = FileSet()
+    for path in files:
+        media.add(path)
+    media.write(tmp_path / "disc")
+    cases = find_cases([tmp_path / "disc"], tmp_path / "out", lines.append)
+    assert names(find_cases([tmp_path / "disc" / "DICOMDIR"], tmp_path / "out", lines.append)) == names(cases)
+    assert [len(case.files) for case in cases] == [5]
+    assert lines == []
 
 
 def test_dicom_that_cannot_be_read_is_a_case_that_fails(tmp_path):
