@@ -114,9 +114,8 @@ def _find_cases(inputs: list[Path], outputs: Path, note: Callable[[str], None]) 
         found += series
 
     cases: dict[str, Case] = {}
-    earlier = finished_masks(outputs)
     for case in found:
-        if _is_earlier_mask(case, earlier):
+        if _is_earlier_mask(case, outputs):
             continue
         other = cases.setdefault(case.name, case)
         if not _same_file(other.input, case.input):  # one file or folder named twice is one case
@@ -130,7 +129,7 @@ def _find_cases(inputs: list[Path], outputs: Path, note: Callable[[str], None]) 
 def _cases_below(folder: Path, outputs: Path, note: Callable[[str], None]) -> list[Case]:
     images, dicom = [], []
     for path in _files_below(folder, outputs):
-        if path.name.lower().endswith((*SUFFIXES, *REFUSED)):
+        if _is_image(path):
             images.append(path)
         elif _may_be_dicom(path):
             dicom.append(path)
@@ -197,9 +196,13 @@ def _files_below(folder: Path, outputs: Path) -> Iterator[Path]:
         yield from (Path(place, name) for name in sorted(names) if not name.startswith("."))
 
 
+def _is_image(path: Path) -> bool:
+    return path.name.lower().endswith((*SUFFIXES, *REFUSED))
+
+
 def _may_be_dicom(path: Path) -> bool:
     """Whether a file is DICOM by its content; one that cannot be read may be, and is not passed over in silence."""
-    if path.name.lower().endswith((*SUFFIXES, *REFUSED)) or not path.is_file():
+    if _is_image(path) or not path.is_file():
         return False
     if path.name.lower().endswith(DICOM_SUFFIXES):
         return True
@@ -210,11 +213,11 @@ def _may_be_dicom(path: Path) -> bool:
         return True
 
 
-def _is_earlier_mask(case: Case, earlier: dict[str, set[tuple[str, str, str]]]) -> bool:
+def _is_earlier_mask(case: Case, outputs: Path) -> bool:
     """Whether an input is a mask that an earlier run wrote, to an outputs folder that holds inputs too."""
-    if case.name not in earlier or not _same_file(case.input, case.mask):
+    if not _same_file(case.input, case.mask):  # nearly always; else all records of the folder are read
         return False
-    return file_sha256(case.input) in {mask for _, _, mask in earlier[case.name]}
+    return file_sha256(case.input) in {mask for _, _, mask in finished_masks(outputs).get(case.name, ())}
 
 
 def _same_file(one: Path, other: Path) -> bool:

@@ -38,9 +38,8 @@ class RunRecord:
 
     def __init__(self, outputs: Path):
         for name in (_RECORD, _TABLE):
-            for partial in outputs.glob(
-                f"logs/*/{_partial(name)}"
-            ):  # a killed run's; a living one writes its own again
+            for partial in outputs.glob(f"logs/*/{_partial(name)}"):
+                # It is a killed run's: a living one writes its own again.
                 with contextlib.suppress(OSError):
                     partial.unlink()
         start = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())

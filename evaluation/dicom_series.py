@@ -12,7 +12,7 @@ from highdicom.spatial import PixelToReferenceTransformer
 from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
 from pydicom.uid import CTImageStorage, EnhancedCTImageStorage, LegacyConvertedEnhancedCTImageStorage
 
-from app.nifti import LPS_TO_RAS, is_invertible
+from app.geometry import LPS_TO_RAS, is_invertible
 from evaluation.masks import Mask
 
 MULTIFRAME_CLASSES = (EnhancedCTImageStorage, LegacyConvertedEnhancedCTImageStorage)

@@ -6,8 +6,6 @@ refers to it. Patient and study are the CT's.
 
 import argparse
 import copy
-import os
-import secrets
 import sys
 import warnings
 from collections.abc import Sequence
@@ -24,6 +22,7 @@ from app.labels import NUM_CLASSES, ORGANS, Organ
 from app.record import file_sha256, finished_masks
 from evaluation.dicom_series import MULTIFRAME_CLASSES, MaskOnSeries, SeriesError, lay_on_series
 from evaluation.masks import MaskError, read_mask
+from evaluation.output import say, whole_file
 
 ERROR_EXIT = 2
 ALGORITHM = "FLARE22 abdominal organs"
@@ -144,22 +143,6 @@ def weights_of(mask_path: Path) -> str:
     return next((weights for _, weights, mask in runs if mask == mask_sha256), "unknown")
 
 
-def write(made: Segmentation, path: Path) -> None:
-    """Write a file whole or not at all; one that is there is replaced."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{secrets.token_hex(8)}.partial")
-    try:
-        with open(partial, "xb") as file:
-            made.save_as(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except OSError as error:
-        raise OSError(f"{path}: cannot be written: {error.strerror}") from error
-    finally:
-        partial.unlink(missing_ok=True)
-
-
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m evaluation.dicomseg", description=__doc__.split("\n")[0])
     parser.add_argument("mask", type=Path, metavar="MASK", help="mask (.nii.gz) that was made from the series")
@@ -190,7 +173,12 @@ def convert(mask_path: Path, series: Path, output: Path, series_number: int | No
     inputs = [mask_path, *(Path(image.filename) for image in on_series.images)]
     if output.resolve() in [path.resolve() for path in inputs]:
         raise SeriesError(f"{output}: would replace what it is made from")
-    write(segmentation(on_series, organs, weights_of(mask_path)), output)
+    made = segmentation(on_series, organs, weights_of(mask_path))
+    try:
+        with whole_file(output) as file:  # one that is there is replaced
+            made.save_as(file)
+    except OSError as error:
+        raise OSError(f"{output}: cannot be written: {error.strerror}") from error
     return organs
 
 
@@ -201,10 +189,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         with warnings.catch_warnings(action="ignore"):  # pydicom's repeat what is in the headers, of patients too
             organs = convert(arguments.mask, arguments.series, arguments.output, arguments.series_number)
     except (MaskError, SeriesError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        say(f"error: {error}", sys.stderr)
         return ERROR_EXIT
     if absent := [organ.name for organ in ORGANS if organ not in organs]:
-        print(f"not in the mask, left out: {', '.join(absent)}", file=sys.stderr)
+        say(f"not in the mask, left out: {', '.join(absent)}", sys.stderr)
     return 0
 
 

@@ -7,10 +7,12 @@ encoding lacks: both are written out, as in "\\udcb8".
 import csv
 import io
 import os
+import secrets
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TextIO
+from typing import BinaryIO, TextIO
 
 from app.progress import one_line
 
@@ -22,22 +24,32 @@ def say(line: str, stream: TextIO | None = None) -> None:
     print(one_line(line).encode(encoding, "backslashreplace").decode(encoding), file=stream, flush=True)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write UTF-8 into a hidden file and rename it: `path` has all of it, or is as it was. Folders are made.
+@contextmanager
+def whole_file(path: Path) -> Iterator[BinaryIO]:
+    """A hidden file to write into, renamed at the end: `path` has all of it, or is as it was. Folders are made.
 
     Raises:
         OSError: It names `path`.
     """
-    partial = path.with_name(f".{os.getpid()}.part")
+    partial = path.with_name(f".{secrets.token_hex(8)}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            partial.write_text(text, encoding="utf-8", errors="backslashreplace", newline="\n")
+            with open(partial, "xb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
             os.replace(partial, path)
         finally:
             partial.unlink(missing_ok=True)
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from None
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 as a `whole_file`."""
+    with whole_file(path) as file:
+        file.write(text.encode("utf-8", "backslashreplace"))
 
 
 def write_csv(path: Path, rows: Iterable[Sequence]) -> None:
