@@ -4,8 +4,10 @@ import nibabel
 import numpy as np
 import pytest
 
+from app.ct import read_ct
 from app.preprocess import clipped_statistics
-from app.volume import read_volume as read_ct
+from tests.dicom_series import Series
+from tests.scans import smooth_hu
 from training import prepare
 from training.missing import mark_uncertain
 from training.phantom import ORGANS, phantom, write
@@ -112,6 +114,16 @@ def test_a_damaged_scan_is_named(tmp_path, scans, capsys):
     assert run(tmp_path / "store", tmp_path / "scans") == 1
     assert "case_1" in capsys.readouterr().err
     assert [case.name for case in read_cases(tmp_path / "store")] == ["case_0"]
+
+
+def test_dicom_series_are_stored_and_damaged_files_named(tmp_path, scans, capsys):
+    images = tmp_path / "scans" / "images"
+    Series(hu=smooth_hu((3, 64, 64))).write(images / "good")
+    (images / "bad").mkdir()
+    (images / "bad" / "cut.dcm").write_bytes(bytes(128) + b"DICM\2")
+    assert run(tmp_path / "store", tmp_path / "scans") == 1
+    assert [case.name for case in read_cases(tmp_path / "store")] == ["good"]
+    assert "FAILED bad: " in capsys.readouterr().err
 
 
 def test_a_label_map_with_nan_is_named(tmp_path, scans, capsys):

@@ -246,7 +246,8 @@ def jobs(arguments: argparse.Namespace) -> list[Job]:
 def estimated_bytes(job: Job) -> float:
     """What the case will take in the store, at most about."""
     size = sum(path.stat().st_size for path in (*job.scan.files, job.labels) if path)
-    return size * STORE_PER_BYTE[job.scan.files[0].suffix == ".gz"] / job.shrink**2
+    compressed = any(path.suffix == ".gz" for path in job.scan.files)
+    return size * STORE_PER_BYTE[compressed] / job.shrink**2
 
 
 def main(argv: list[str] | None = None) -> int:
