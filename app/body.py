@@ -9,7 +9,7 @@ from scipy import ndimage
 
 from app.network import OUTPUT_STRIDE
 
-SOFT_TISSUE_HU = -50  # fat and air lie below; in scans clipped at -100 or -125 HU they cannot be told apart
+ABOVE_FAT_HU = -50  # soft tissue and bone; in scans clipped at -100 or -125 HU they cannot be told apart
 MARGIN_PX = 16  # around soft tissue, which encloses all organs
 _STEP_PX = 4  # it is looked for at every fourth pixel
 
@@ -25,7 +25,7 @@ def body_box(hu: np.ndarray, smallest_px: int) -> tuple[slice, slice]:
         (rows, columns): multiples of the network's output stride long, or the whole slice; that too where no
         soft tissue is found.
     """
-    tissue = (hu[:, ::_STEP_PX, ::_STEP_PX] > SOFT_TISSUE_HU).any(axis=0)
+    tissue = (hu[:, ::_STEP_PX, ::_STEP_PX] > ABOVE_FAT_HU).any(axis=0)
     tissue = ndimage.binary_opening(tissue, np.ones((3, 3)))  # without table, tubes and noise
     parts, _ = ndimage.label(tissue)
     sizes = np.bincount(parts.ravel())[1:]

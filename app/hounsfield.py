@@ -101,7 +101,7 @@ def put_on_hu_scale(hu: np.ndarray) -> tuple[str, ...]:
 class Histogram:
     """Of int16 voxels (z, y, x): of some hundred rows and columns of each slice, which are enough."""
 
-    def __init__(self, voxels: np.ndarray):
+    def __init__(self, voxels: np.ndarray) -> None:
         step = max(1, min(voxels.shape[1:]) // 128)
         self._counts = np.zeros(2**16, np.int64)  # of -2^15, ... 2^15 - 1
         for plane in voxels[:, ::step, ::step]:

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from app.cases import Case
 from app.geometry import Geometry
@@ -27,7 +28,7 @@ def segment_case(
     monitor: ResourceMonitor,
     on_slices: Callable[[int, int], None],
     preview: Path | None = None,
-) -> dict:
+) -> dict[str, Any]:
     """Segment one CT that has been read, and write its mask.
 
     Args:
@@ -90,10 +91,10 @@ def segment_case(
     }
 
 
-def _organ(measure: Measure, geometry: Geometry) -> dict:
+def _organ(measure: Measure, geometry: Geometry) -> dict[str, Any]:
     """What run.json says of an organ; its slices counted as the file counts them."""
     entry = measure._asdict()
-    if measure.voxels and geometry.flips[geometry.axes.index(0)]:
-        top = geometry.shape[0] - 1
-        entry |= {"first_slice": top - measure.last_slice, "last_slice": top - measure.first_slice}
+    first, last, top = measure.first_slice, measure.last_slice, geometry.shape[0] - 1
+    if first is not None and last is not None and geometry.flips[geometry.axes.index(0)]:
+        entry |= {"first_slice": top - last, "last_slice": top - first}
     return entry

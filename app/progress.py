@@ -19,7 +19,7 @@ class Progress:
         quiet: Show nothing but warnings and errors.
     """
 
-    def __init__(self, total_cases: int, quiet: bool):
+    def __init__(self, total_cases: int, quiet: bool) -> None:
         self.total_cases, self.case_number, self.case_name = total_cases, 0, ""
         self.start_s = time.monotonic()
         self.bar = sys.stderr.isatty() and os.environ.get("TERM") != "dumb" and not quiet
@@ -35,6 +35,7 @@ class Progress:
             self._draw(self.case_number + 1, 0.0, "reading")
 
     def start(self, case_name: str) -> None:
+        """The next case begins."""
         self.case_number += 1
         self.case_name = one_line(case_name)
 
@@ -55,6 +56,7 @@ class Progress:
         sys.stderr.flush()
 
     def clear(self) -> None:
+        """Take the bar away, so that what is written next begins a line."""
         if self.bar:
             sys.stderr.write("\r\033[K")
             sys.stderr.flush()
@@ -70,10 +72,10 @@ class _OneLine(logging.Formatter):
         return one_line(super().formatMessage(record))
 
 
-class _ClearingHandler(logging.StreamHandler):
+class _ClearingHandler(logging.StreamHandler):  # type: ignore[type-arg]  # Python 3.10 takes no argument here
     """Log lines to stderr that do not collide with the bar."""
 
-    def __init__(self, progress: Progress):
+    def __init__(self, progress: Progress) -> None:
         super().__init__(sys.stderr)
         self.progress = progress
 

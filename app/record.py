@@ -15,6 +15,7 @@ import logging
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +52,7 @@ class RunRecord:
             except FileExistsError:
                 if not self.folder.exists():  # the outputs folder is a link to nowhere
                     raise
-        self.content = {"started": start, "exit_status": None, "cases": []}
+        self.content: dict[str, Any] = {"started": start, "exit_status": None, "cases": []}
         self._failed = False
 
     def add_case(self, entry: dict) -> None:

@@ -27,7 +27,7 @@ class Slabs:
         slices: In a slab; a volume of fewer is one slab.
     """
 
-    def __init__(self, hu: np.ndarray, slices: int):
+    def __init__(self, hu: np.ndarray, slices: int) -> None:
         self._hu, self._slices = hu, min(slices, len(hu))
         self._starts = [*range(0, len(hu) - self._slices, self._slices), len(hu) - self._slices]
         self._centres = np.array(self._starts) + (self._slices - 1) / 2

@@ -19,10 +19,10 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-import app.__main__ as module
 from app.__main__ import main
 from app.ct import read_ct
 from app.labels import ORGANS
+from app.record import RunRecord
 from tests.scans import mask_array, save_ct, save_weights, smooth_hu
 
 LABELS = {organ.abbreviation: organ.label for organ in ORGANS}
@@ -174,7 +174,7 @@ def test_help(run_app, capfd):
 
 
 def bad_files(folder):
-    """name -> what its message must say"""
+    """Name -> what its message must say"""
     whole = (folder / "a_0000.nii.gz").read_bytes()
     (folder / "cut_0000.nii.gz").write_bytes(whole[: len(whole) // 2])
     flipped = bytearray(whole)
@@ -292,7 +292,7 @@ def test_inputs_that_vanish_or_change_while_the_run_goes_on(folders, run_app, mo
             save_ct(inputs / "c_0000.nii.gz", smooth_hu(seed=9))
         return volume
 
-    monkeypatch.setattr(module, "read_ct", read_and_change)
+    monkeypatch.setattr("app.run.read_ct", read_and_change)
     outcome = run_app("--inputs", inputs, "--outputs", outputs)
     assert outcome.status == 1
     (record,) = records(outputs)
@@ -662,14 +662,14 @@ def test_sigterm_does_not_wait_for_a_ct_that_is_still_being_read(tmp_path, weigh
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_at_the_very_end_changes_nothing(folders, run_app, monkeypatch, number):
     inputs, outputs = folders
-    write = module.RunRecord.write
+    write = RunRecord.write
 
     def signalled(record):
         if record.content["exit_status"] is not None:
             os.kill(os.getpid(), number)
         return write(record)
 
-    monkeypatch.setattr(module.RunRecord, "write", signalled)
+    monkeypatch.setattr(RunRecord, "write", signalled)
     assert run_app("--inputs", inputs, "--outputs", outputs).status == 0
     assert records(outputs)[0]["exit_status"] == 0
 

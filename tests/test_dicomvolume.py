@@ -371,17 +371,10 @@ def test_the_checksum_is_of_the_files_whatever_they_are_called(tmp_path):
 def test_a_file_that_changes_or_goes_is_refused(tmp_path, monkeypatch):
     files = Series().write(tmp_path / "in")
     (series,), _ = find_series(files)
-    inner = os.fstat
-
-    def touch_first(descriptor):
-        os.utime(files[2], ns=(1, 1))
-        return inner(descriptor)
-
-    real = read_series(series)
-    monkeypatch.setattr(os, "fstat", touch_first)
+    inner, real = os.fstat, read_series(series)
+    states = iter(range(2, 10**6))
+    monkeypatch.setattr(os, "fstat", lambda d: (os.utime(files[2], ns=(next(states),) * 2), inner(d))[1])
     with pytest.raises(InputError, match=f"'{files[2].name}': the file changed while it was read"):
-        states = iter(range(2, 10**6))
-        monkeypatch.setattr(os, "fstat", lambda d: (os.utime(files[2], ns=(next(states),) * 2), inner(d))[1])
         read_series(series)
     monkeypatch.undo()
     assert np.array_equal(read_series(series).hu, real.hu)

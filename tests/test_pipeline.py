@@ -17,7 +17,7 @@ from app.errors import OutputError
 from app.labels import ORGANS
 from app.monitor import ResourceMonitor
 from app.pipeline import segment_case
-from app.postprocess import clean
+from app.postprocess import remove_small_components
 from app.preprocess import clipped_statistics
 from app.quality import Quality
 from app.resample import resample_in_plane
@@ -71,7 +71,7 @@ def mask_of_unturned(small_segmenter):
     """The small volume (x, y, z) and its mask."""
     hu = smooth_hu((2, 32, 24), seed=3)
     labels = small_segmenter(hu, clipped_statistics(hu), lambda done: None)
-    clean(labels)
+    remove_small_components(labels)
     assert len(np.unique(labels)) > 2
     assert not np.array_equal(labels, labels[:, :, ::-1])
     return hu.T, labels.T
@@ -153,7 +153,7 @@ def test_outside_it_they_are_resampled_and_the_mask_comes_back(
     assert np.array_equal(segmenter.hu, resample_in_plane(hu, network_shape, order=1))
     assert segmenter.statistics_hu == clipped_statistics(hu)  # of the scan as it is
     labels = np.digitize(segmenter.hu, [0, 100, 250]).astype(np.uint8)
-    clean(labels)  # 50 pixels of the network's grid
+    remove_small_components(labels)  # 50 pixels of the network's grid
     assert np.array_equal(mask_array(mask).T, resample_in_plane(labels, hu.shape, order=0))
     assert np.array_equal(nib.load(mask).affine, nib.load(ct).affine)
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from scipy import ndimage
 
-from app.postprocess import clean, decide, remove_minor_pieces, remove_small_regions
+from app.postprocess import labels_from_logits, remove_minor_pieces, remove_small_components, remove_small_regions
 
 
 def flood_filled(labels, min_region_px):
@@ -173,7 +173,7 @@ def test_a_piece_below_a_tenth_of_the_organ_goes(slices, stays):
     expected = labels.copy()
     if not stays:
         expected[:slices, 24:34, 24:34] = 0
-    clean(labels)
+    remove_small_components(labels)
     assert np.array_equal(labels, expected)
 
 
@@ -198,7 +198,7 @@ def test_both_filters_one_after_the_other():
     labels[3, 30:40, 25:35] = 6  # large enough in its slice, alone in the volume
     expected = np.zeros_like(labels)
     expected[:, 4:20, 4:20] = 6
-    clean(labels)
+    remove_small_components(labels)
     assert np.array_equal(labels, expected)
 
 
@@ -223,7 +223,7 @@ def logits_of(**values):
     ],
 )
 def test_bias_of_the_foreground(logits, label):
-    decided = decide(logits_of(**logits))
+    decided = labels_from_logits(logits_of(**logits))
     assert decided.dtype == torch.uint8
     assert decided.shape == (1, 4, 4)
     assert (decided == label).all()
@@ -240,10 +240,10 @@ def test_deciding_against_torchs_upsampling_of_everything(smoothness_px, layout)
     bias = torch.tensor([0.0] + [0.6] * 13).view(1, 14, 1, 1)
     expected = torch.softmax(upsampled + bias, dim=1).argmax(dim=1)
     assert len(expected.unique()) > 5
-    assert torch.equal(decide(logits).long(), expected)
+    assert torch.equal(labels_from_logits(logits).long(), expected)
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(decide(logits).long(), expected)
+        assert torch.equal(labels_from_logits(logits).long(), expected)
 
 
 def test_equal_logits_are_decided_one_way():
-    assert not decide(torch.cat([torch.full((1, 1, 3, 3), 0.6), torch.zeros(1, 13, 3, 3)], dim=1)).any()
+    assert not labels_from_logits(torch.cat([torch.full((1, 1, 3, 3), 0.6), torch.zeros(1, 13, 3, 3)], dim=1)).any()

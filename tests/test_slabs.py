@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from app.inference import segment_volume
-from app.postprocess import clean, decide
+from app.postprocess import labels_from_logits, remove_small_components
 from app.preprocess import clipped_statistics
 from app.segment import Segmenter, segment
 from app.slabs import Slabs, slices_per_slab
@@ -187,7 +187,7 @@ def test_thin_slices_are_averaged_and_their_statistics_are_the_scans():
     assert segmenter.slices == [segmentation.slices_per_slab] == [3]
     assert segmentation.statistics_hu == clipped_statistics(HU)
     expected = segment(segmenter.network, HU, clipped_statistics(HU), 2, 64, slices_per_slab=3)
-    clean(expected)
+    remove_small_components(expected)
     assert np.array_equal(segmentation.labels, expected)
 
 
@@ -200,8 +200,8 @@ def test_every_slice_by_itself_is_the_plain_path(spacing_mm, every_slice):
         mean_hu, std_hu = clipped_statistics(HU)
         images = (torch.from_numpy(HU)[:, None].float().clamp(-100, 1000) - mean_hu) / std_hu
         logits = [segmenter.network.quarter_logits(images[z : z + 2]) for z in range(0, 8, 2)]  # a step of the CPU's
-    expected = decide(torch.cat(logits)).numpy()
-    clean(expected)
+    expected = labels_from_logits(torch.cat(logits)).numpy()
+    remove_small_components(expected)
     assert np.array_equal(segmentation.labels, expected)
     assert not np.array_equal(expected, Recorder().segment_volume(HU, THIN_MM).labels)
 
@@ -223,6 +223,6 @@ def test_given_statistics_and_smallest_region_are_used():
     options = {"statistics_hu": STATISTICS, "min_region_px": 200}
     segmentation = segment_volume(segment_slices, HU, (5.0, 0.75, 0.75), (0.5, 1.0), 3.0, **options)
     expected = segment(network, HU, STATISTICS, 2, 64)
-    clean(expected, 200)
+    remove_small_components(expected, 200)
     assert segmentation.statistics_hu == STATISTICS
     assert np.array_equal(segmentation.labels, expected)

@@ -9,7 +9,7 @@ import numpy as np
 
 from app.labels import ORGANS, Organ
 from app.plausible import REFERENCES, WIDENING
-from app.preview import SOFT_TISSUE_HU
+from app.preview import DISPLAY_WINDOW_HU
 from evaluation import paper
 from evaluation.report.case import CaseReport
 from evaluation.report.curves import OTHER_STAGE, STAGE_COLOURS, curves, waiting_s
@@ -48,7 +48,7 @@ def page(run: Run, cases: Sequence[CaseReport]) -> str:
     )
     style = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
     title = f"Segmentation report, {escape(_when(run.content.get('started', '')))}"
-    low_hu, high_hu = SOFT_TISSUE_HU
+    low_hu, high_hu = DISPLAY_WINDOW_HU
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
