@@ -19,6 +19,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from app import __version__
 from app.__main__ import main
 from app.ct import read_ct
 from app.labels import ORGANS
@@ -159,12 +160,15 @@ def test_a_shard_with_nothing_to_do(folders, run_app):
     assert "0 done, 0 failed, 0 skipped" in outcome.stderr
 
 
-def test_help(run_app, capfd):
-    with pytest.raises(SystemExit) as leaving:
-        main(["--help"])
-    assert leaving.value.code == 0
+@pytest.mark.parametrize("asked", ["--help", "--version"])
+def test_help_and_version(asked, capfd):
+    with pytest.raises(SystemExit, match=r"^0$"):
+        main([asked])
     out, err = capfd.readouterr()
     assert err == ""
+    if asked == "--version":
+        assert out == f"{__version__}\n"
+        return
     assert "(default: /workspace/inputs)" in " ".join(out.split())
     assert "PosixPath" not in out
     assert "Exit status: 0 all done; 1 some case failed" in out
