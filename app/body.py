@@ -1,7 +1,7 @@
 """Where in its slices the body is: beside it lies air, which costs the network as much as organs do.
 
-The box is that of the whole volume, so that all slices are framed alike: the network's image pooling feels the frame.
-Training shows it crops of many frames.
+One box serves the whole volume: the network's image pooling depends on the frame, which must not change from slice to
+slice. Training shows the network crops of many frames.
 """
 
 import numpy as np
@@ -10,7 +10,7 @@ from scipy import ndimage
 from app.network import OUTPUT_STRIDE
 
 ABOVE_FAT_HU = -50  # soft tissue and bone; in scans clipped at -100 or -125 HU they cannot be told apart
-MARGIN_PX = 16  # around soft tissue, which encloses all organs
+MARGIN_PX = 16  # around soft tissue: organs lie inside it
 _STEP_PX = 4  # it is looked for at every fourth pixel
 
 

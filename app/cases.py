@@ -138,7 +138,7 @@ def _cases_below(folder: Path, outputs: Path, note: Callable[[str], None]) -> li
     series, passed_over = _series_cases(dicom, folder, outputs)
     if not cases and not series:
         raise UsageError(
-            f"no CT in {folder}{passed_over}: put X_0000.nii.gz files (.nii.gz, .nii, .mha, .nrrd) or folders of DICOM "
+            f"no CT in {folder}{passed_over}: put X_0000.nii.gz files ({', '.join(SUFFIXES)}) or folders of DICOM "
             "slices there. With docker, give the folder's whole path: `-v inputs:/workspace/inputs` makes an empty "
             'named volume, `-v "$PWD/inputs":/workspace/inputs` is the folder'
         )
@@ -173,7 +173,7 @@ def _series_cases(files: list[Path], folder: Path | None, outputs: Path) -> tupl
 
 
 def _joined(folder: Path, below: Path, *name: str) -> str:
-    """The way from a folder to what is below it, in one word; the folder's own name where there is no way to go."""
+    """The parts of a path below a folder, joined by "_"; the folder's own name for the folder itself."""
     return "_".join([*below.relative_to(folder).parts, *name]) or folder.resolve().name or "ct"
 
 

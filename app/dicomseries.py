@@ -1,4 +1,4 @@
-"""Which DICOM files are slices of which CT series, and which are none."""
+"""Sort DICOM files into CT series, by their content; count the other objects by kind."""
 
 import hashlib
 import os

@@ -1,4 +1,4 @@
-"""Make a trained network quicker, its outputs the same up to rounding.
+"""Make a trained network faster; only rounding changes its outputs.
 
 Batch norm is folded into the convolution before it. On a CPU, ReLU and the residual block's addition are then done
 by the convolution itself, while its result is in the cache: oneDNN can, but torch shows it to its compiler alone
@@ -24,7 +24,7 @@ def fuse(network: Network, device: torch.device) -> Network:
         device: Where it will run.
 
     Returns:
-        The same network; to be used under `torch.inference_mode`.
+        The network that was given; to be used under `torch.inference_mode`.
     """
     fold_batch_norm(network)
     if device.type == "cpu" and hasattr(torch.ops.mkldnn, "_convolution_pointwise"):
@@ -40,7 +40,7 @@ def fold_batch_norm(network: Network) -> Network:
             children of one module, as everywhere in `app.network`.
 
     Returns:
-        The same network.
+        The network that was given.
     """
     for module in network.modules():
         previous_name, previous = "", None

@@ -1,7 +1,7 @@
 """Decode compressed DICOM pixels with SimpleITK's GDCM, in a process of its own.
 
-Its codecs are C: damaged streams have made them crash, take all memory, or never end. There that ends one series, not
-the run. This file is the program of both processes: `Decoder` here, `_serve` there.
+Its codecs are C: damaged streams have made them crash, take all memory, or never end. In a process of their own that
+ends one series, not the run. Both processes run this file: the parent uses `Decoder`, the child `_serve`.
 """
 
 import json

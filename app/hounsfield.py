@@ -1,4 +1,4 @@
-"""Whether a volume's numbers are HU; where they are HU on another scale beyond doubt, they are put right.
+"""Whether a volume's numbers are HU; numbers that are certainly HU on another scale are converted.
 
 On the HU scale three things lie where physics has put them, whoever the patient is: air at -1000, fat at -100 and
 soft tissue around 40. They are looked for in the volume's histogram as HU, and as each other scale that CTs are
@@ -11,7 +11,7 @@ import numpy as np
 
 from app.errors import InputError
 
-AIR_HU, CLIPPED_AIR_HU = -1000, -1024  # air peaks at the one; most scanners store nothing below the other
+AIR_HU, CLIPPED_AIR_HU = -1000, -1024  # air peaks at the first; most scanners store nothing below the second
 AIR_BAND_HU = (-1060, -940)  # holds both, and still does when all is 24 HU off
 BELOW_AIR_HU = -1300  # the noise of air ends above it; below lies padding
 LUNG_TOP_HU = -600  # lungs lie below; between them and fat there is little but edges
@@ -165,7 +165,7 @@ def _convert(hu: np.ndarray, scale: Scale) -> None:
 
 
 def _is_flat(hu: np.ndarray) -> bool:
-    """Whether there is nothing but noise: the parts of a mean slice are alike."""
+    """Whether there is nothing but noise: all parts of a mean slice have about one value."""
     mean = hu[:: -(-len(hu) // 8)].mean(axis=0)  # of eight slices, which are enough
     parts = [
         part.mean()

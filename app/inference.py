@@ -1,4 +1,4 @@
-"""A CT in memory to clean labels: the stages in their order, for the program, validation and benchmarks alike."""
+"""A CT in memory to filtered labels: the stages in their order. The program, validation and benchmarks all run it."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext

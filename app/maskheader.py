@@ -1,11 +1,11 @@
-"""The 352 bytes that stand before the voxels of a mask: a NIfTI-1 header, and that nothing lies between."""
+"""The 352 bytes before the voxels of a mask: a NIfTI-1 header, and four zero bytes that say "no extension"."""
 
 import numpy as np
 
 from app.geometry import SAME_AXES
 from app.niftifields import FIELDS, MAGIC1, NIFTI1, NIFTI1_BYTES
 
-VOXEL_OFFSET = 352  # of a mask: the header and four zero bytes that say "no extension"
+VOXEL_OFFSET = 352
 
 
 def mask_header_of(shape: tuple[int, int, int], affine: np.ndarray) -> bytes:

@@ -1,8 +1,8 @@
 """DeepLabv3+ on a ResNet-18 (paper section 2.2; Chen et al., ECCV 2018; He et al., CVPR 2016).
 
-One input channel (a z-scored axial slice), 14 logits a pixel. Output stride 16: the last stage of
-the trunk keeps its resolution and dilates its 3x3 convolutions by 2. About 15.3 M parameters and
-41 GFLOP for a 512x512 slice. Sizes in the comments are for that slice.
+One input channel (a z-scored axial slice), 14 logits a pixel. Output stride 16: the last stage of the trunk keeps its
+resolution and dilates its 3x3 convolutions by 2. About 15.3 M parameters and 41 GFLOP for a 512x512 slice. Sizes in the
+comments are for that slice.
 """
 
 import torch
@@ -80,7 +80,7 @@ class ASPP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         pooled = self.image_pooling(x).expand(-1, -1, *x.shape[-2:])
-        pooled = pooled.contiguous(memory_format=torch.channels_last)  # as the others, or cat leaves the fast path
+        pooled = pooled.contiguous(memory_format=torch.channels_last)  # torch.cat is slow with mixed layouts
         return self.project(torch.cat([branch(x) for branch in self.branches] + [pooled], dim=1))
 
 
@@ -131,7 +131,7 @@ def initialise(network: nn.Module, seed: int) -> nn.Module:
         seed: Seed of this branch; leaves the global random state as it was.
 
     Returns:
-        The same network.
+        The network that was given.
     """
     generator = torch.Generator().manual_seed(seed)
     for module in network.modules():

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from app import __version__
+from app.formats import SUFFIXES
 
 WEIGHTS = Path(__file__).resolve().parent.parent / "weights" / "deeplabv3plus_resnet18.pt"
 INPUTS = Path("/workspace/inputs")
@@ -29,7 +30,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--inputs", type=Path, nargs="+", metavar="DIR_OR_FILE", default=[INPUTS],
-        help=f"CT files (.nii.gz, .nii, .mha, .nrrd, DICOM) or folders of them (default: {INPUTS})")  # fmt: skip
+        help=f"CT files ({', '.join(SUFFIXES)}, DICOM) or folders of them (default: {INPUTS})")  # fmt: skip
     add("--outputs", type=Path, metavar="DIR", default=Path("/workspace/outputs"),
         help="folder for masks and logs, made if absent (default: %(default)s)")  # fmt: skip
     add("--weights", type=Path, metavar="FILE", default=WEIGHTS, help="trained branch (default: the shipped one)")

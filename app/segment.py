@@ -27,8 +27,8 @@ log = logging.getLogger(__name__)
 OnStep = Callable[[int], None]
 
 
-def _unheard(slices_done: int) -> None:
-    pass
+def _ignore(slices_done: int) -> None:
+    """What is called where nobody asks for progress."""
 
 
 class Segmenter:
@@ -62,7 +62,7 @@ class Segmenter:
         self,
         hu: np.ndarray,
         spacing_mm: tuple[float, float, float],
-        on_step: OnStep = _unheard,
+        on_step: OnStep = _ignore,
         stage: Callable[[str], AbstractContextManager[object]] = nullcontext,
     ) -> Segmentation:
         """A CT in memory to clean labels.
@@ -81,7 +81,7 @@ class Segmenter:
         self,
         hu: np.ndarray,
         statistics_hu: tuple[float, float],
-        on_step: OnStep = _unheard,
+        on_step: OnStep = _ignore,
         slices_per_slab: int = 1,
     ) -> np.ndarray:
         """Labels of a volume, before `postprocess.remove_small_components`; arguments and result as for `segment`.
@@ -130,7 +130,7 @@ def segment(
     statistics_hu: tuple[float, float],
     slices_per_step: int,
     frame_px: int = 512,
-    on_step: OnStep = _unheard,
+    on_step: OnStep = _ignore,
     slices_per_slab: int = 1,
 ) -> np.ndarray:
     """Labels of a volume, slab by slab, of each the part where the body is.

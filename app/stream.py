@@ -27,7 +27,7 @@ def inflated(chunks: Iterator[bytes], compression: str, warnings: list[str]) -> 
     """
     garbage = f"bytes behind the end of the {compression} stream are ignored"
     inflater = zlib.decompressobj(WBITS[compression])
-    whole_members, begun, fresh = 0, False, True  # of the present member: has bytes; has given none
+    whole_members, begun, fresh = 0, False, True  # of the member that is being read: bytes came; none came out
     for data in chunks:
         while data:
             try:

@@ -52,7 +52,7 @@ MAY_IMPORT = {
     "segment": "body device inference network postprocess preprocess slabs weights",
     # all together
     "pipeline": "cases geometry labels maskfile measure monitor preview quality segment volume",
-    "options": "",
+    "options": "formats",
     "startup": "cpus device record segment weights",
     "run": "cases ct device errors monitor pipeline progress readahead record segment startup volume weights",
     "__main__": "cases errors maskfile monitor options progress record run",
