@@ -253,7 +253,7 @@ CTS = [*sorted(CT_DIR.glob("*/images/*.nii.gz"))[::2], EXAMPLE]
 
 @pytest.mark.parametrize("path", CTS, ids=lambda path: f"{path.parent.parent.name}-{path.name}")
 def test_real_scans_are_left_alone_and_repaired_or_refused_where_distorted(path):
-    hu = read_volume(path).hu[:: 1 + 3 * (path.stat().st_size > 10**7), ::2, ::2]
+    hu = read_volume(path).hu[:: 1 + 3 * (path.stat().st_size > 10**7), ::4, ::4]
     volume, warnings = checked(hu)
     assert np.array_equal(volume, hu)
     clipped = hu.min() > -200
