@@ -22,12 +22,10 @@ import torch
 from app import __version__
 from app.__main__ import main
 from app.ct import read_ct
-from app.labels import ORGANS
 from app.record import RunRecord
 from app.weights import Weights
 from tests.scans import mask_array, save_ct, save_weights, smooth_hu
 
-LABELS = {organ.abbreviation: organ.label for organ in ORGANS}
 ROOT = Path(__file__).resolve().parents[1]
 QUALITY = re.compile(r": (look|implausible): ")
 DATED = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d (INFO|WARNING|ERROR) ")
@@ -117,21 +115,8 @@ def test_quality_of_each_mask(folders, run_app):
         f"{case['input']}: implausible: {'; '.join(case['quality']['reasons'])}" for case in done.values()
     ]
     with next(outputs.glob("logs/*/volumes.csv")).open(newline="") as file:
-        rows = [*csv.DictReader(file)]
-    assert [(row["case"], row["organ"]) for row in rows] == [(c, organ) for c in "abc" for organ in done[c]["organs"]]
-    for row in rows:
-        organ = done[row["case"]]["organs"][row["organ"]]
-        assert row["quality"] == "implausible"
-        cells = [row[name] for name in ("ml", "mean_hu", "sd_hu", "first_slice", "last_slice")]
-        assert cells == ["" if organ[name] is None else str(organ[name]) for name in list(row)[2:7]]
-        if organ["voxels"]:
-            values = read_ct(inputs / f"{row['case']}_0000.nii.gz").hu.T[
-                mask_array(outputs / f"{row['case']}.nii.gz") == LABELS[row["organ"]]
-            ]
-            assert float(row["mean_hu"]) == pytest.approx(values.mean(), abs=0.051)
-            assert float(row["sd_hu"]) == pytest.approx(values.std(), abs=0.051)
-        else:
-            assert cells == ["0.0", "", "", "", ""]
+        rows = [(row["case"], row["organ"], row["quality"]) for row in csv.DictReader(file)]
+    assert rows == [(case, organ, "implausible") for case in "abc" for organ in done[case]["organs"]]
 
 
 def test_a_preview_of_each_mask(folders, run_app):

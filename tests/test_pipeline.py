@@ -175,6 +175,7 @@ def test_what_the_record_says(tmp_path, run_case):
         assert said["voxels"] == voxels
         assert said["ml"] == pytest.approx(voxels * 5 * 0.75 * 0.75 / 1000, abs=0.005)
         assert said["mean_hu"] == (pytest.approx(values.mean(), abs=0.051) if voxels else None)
+        assert said["sd_hu"] == (pytest.approx(values.std(), abs=0.051) if voxels else None)
     assert entry["organs"]["RK"]["voxels"] > 0
     assert entry["organs"]["LK"] == {
         "voxels": 0, "ml": 0.0, "mean_hu": None, "sd_hu": None, "first_slice": None, "last_slice": None
