@@ -46,7 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
         log.info("%s", line)
     remove_stale_temporaries(options.outputs)
     status = None
-    # Without a GPU to run on there is none to watch.
+    # With --device cpu the monitor leaves the GPU alone.
     monitor = ResourceMonitor(record.folder / "monitor.csv", options.monitor_interval_s, options.device)
     try:
         with monitor:
@@ -56,7 +56,7 @@ def main(arguments: list[str] | None = None) -> int:
     except Terminated:
         status = TERMINATED
     finally:
-        # All is done: a signal that comes now must not spoil the record.
+        # The run is over: a signal that comes now must not spoil the record.
         handlers = [(number, signal.signal(number, signal.SIG_IGN)) for number in (signal.SIGINT, signal.SIGTERM)]
         progress.clear()
         record.content.update(exit_status=status, monitor=monitor.summary())
@@ -79,4 +79,4 @@ def _open_record(outputs: Path) -> RunRecord:
 if __name__ == "__main__":
     exit_status = main()
     sys.stderr.flush()
-    os._exit(exit_status)  # all is closed: torch's clean-up would take time, and a CT that is being read longer
+    os._exit(exit_status)  # every file is closed; torch's clean-up, or a CT that is being read, would only take time

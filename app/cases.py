@@ -98,7 +98,7 @@ def _find_cases(inputs: list[Path], outputs: Path, note: Callable[[str], None]) 
     found: list[Case] = []
     named_dicom: list[Path] = []
     for given in inputs:
-        if given.name == "DICOMDIR" and given.is_file():  # lists what is in its folder
+        if given.name == "DICOMDIR" and given.is_file():  # the files that it lists are found by their content
             given = given.parent
         if given.is_dir():
             found += _cases_below(given, outputs, note)
@@ -216,7 +216,7 @@ def _may_be_dicom(path: Path) -> bool:
 
 def _is_earlier_mask(case: Case, outputs: Path) -> bool:
     """Whether an input is a mask that an earlier run wrote, to an outputs folder that holds inputs too."""
-    if not _same_file(case.input, case.mask):  # nearly always; else all records of the folder are read
+    if not _same_file(case.input, case.mask):  # nearly always; reading all records of the folder takes time
         return False
     return file_sha256(case.input) in {mask for _, _, mask in finished_masks(outputs).get(case.name, ())}
 

@@ -84,7 +84,7 @@ class DicomHeader:
             numbers = tuple(float(word) for word in self.words(keyword))
         except ValueError:
             numbers = ()
-        if len(numbers) != count or not all(abs(number) < 1e9 for number in numbers):  # not: also for NaN
+        if len(numbers) != count or not all(abs(number) < 1e9 for number in numbers):  # NaN is not below it
             raise InputError(f"its {keyword} is not {count} numbers: {self.text(keyword)[:60]!r}")
         return numbers
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 _LIBRARY_BYTES = 1 << 30  # of address space, for the interpreter and SimpleITK
-_SECONDS, _SECONDS_PER_FRAME = 60, 1  # a frame takes 0.1 s
+_SECONDS, _SECONDS_PER_FRAME = 60, 1  # allowed; a frame takes 0.1 s
 _FRAMES_IN_MEMORY = 4 * 8  # of one byte a pixel: decoded, rescaled to double, and copies of both
 
 

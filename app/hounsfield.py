@@ -12,7 +12,7 @@ import numpy as np
 from app.errors import InputError
 
 AIR_HU, CLIPPED_AIR_HU = -1000, -1024  # air peaks at the first; most scanners store nothing below the second
-AIR_BAND_HU = (-1060, -940)  # holds both, and still does when all is 24 HU off
+AIR_BAND_HU = (-1060, -940)  # holds both peaks, even 24 HU off their places
 BELOW_AIR_HU = -1300  # the noise of air ends above it; below lies padding
 LUNG_TOP_HU = -600  # lungs lie below; between them and fat there is little but edges
 BODY_HU = (-200, 300)  # fat, soft tissue, and what contrast agent fills; most of bone lies above
@@ -55,11 +55,11 @@ ODD_SCALES = (
     Scale(1, 8192, "HU + 8192, stored without its intercept"),
     Scale(1, -1024, "HU - 1024, its intercept applied twice"),
 )
-RARER = {  # instead of these, where air lies better so
+RARER = {  # by the common offset: what it may be instead, if air then lies nearer its place
     1024: Scale(1, 1000, "HU + 1000, stored without its intercept"),
     -1024: Scale(1, -1000, "HU - 1000, its intercept applied twice"),
 }
-BETTER_HU = 8  # by more than this: air's peak is found to a few HU
+BETTER_HU = 8  # least gain to choose the rarer scale: air's peak is found to a few HU
 
 
 def put_on_hu_scale(hu: np.ndarray) -> tuple[str, ...]:
@@ -144,7 +144,7 @@ class Histogram:
         """How far air is from its place: its peak from -1000 or the lowest voxels but padding from -1024."""
         counts = self._counts_of(scale, BELOW_AIR_HU, LUNG_TOP_HU)
         peak = BELOW_AIR_HU + int(np.convolve(counts, np.ones(9), "same").argmax())
-        lowest = BELOW_AIR_HU + int(np.searchsorted(np.cumsum(counts), 0.001 * counts.sum()))  # but for outliers
+        lowest = BELOW_AIR_HU + int(np.searchsorted(np.cumsum(counts), 0.001 * counts.sum()))  # of all but outliers
         return min(abs(peak - AIR_HU), abs(lowest - CLIPPED_AIR_HU))
 
     def _air_peaks_at_zero(self) -> bool:
@@ -158,7 +158,7 @@ class Histogram:
 
 
 def _convert(hu: np.ndarray, scale: Scale) -> None:
-    stored = np.arange(2**16, dtype=np.uint16).view(np.int16)  # every value there is, once
+    stored = np.arange(2**16, dtype=np.uint16).view(np.int16)  # each value of int16 once
     to_hu = np.clip(np.rint(stored / scale.factor) - scale.offset, -(2**15), 2**15 - 1).astype(np.int16)
     for plane in hu:
         plane[...] = to_hu[plane.view(np.uint16)]

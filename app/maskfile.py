@@ -22,7 +22,7 @@ from app.maskheader import VOXEL_OFFSET
 from app.stream import WBITS, chunks_of, inflated
 from app.voxels import blocks_of
 
-_GZIP_LEVEL = 3  # on real masks as fast as 1 and 8 % smaller; 6 takes twice as long
+_GZIP_LEVEL = 3  # on real masks as fast as level 1 and 8 % smaller; level 6 takes twice as long
 _TEMPORARY = (".mask-", ".partial")  # never "*.nii.gz": no pattern takes a half-written file for a mask
 _STALE_S = 3600  # where locks do not work, an older temporary file is taken for a killed run's
 
@@ -104,7 +104,7 @@ def _temporary_in(folder: Path) -> Iterator[tuple[FileIO, Path]]:
     path = folder / secrets.token_hex(8).join(_TEMPORARY)
     try:
         with open(path, "x+b", buffering=0) as file:
-            if not _lock(file.fileno(), unsupported=True):  # another run took it for stale, in this very moment
+            if not _lock(file.fileno(), unsupported=True):  # another run has just taken it for a killed run's
                 raise OSError(errno.EAGAIN, "another run removed its temporary file")
             yield file, path
     finally:

@@ -69,7 +69,7 @@ def segment_case(
         with stage("preview"):
             try:
                 write_preview(preview, hu, labels, geometry.spacing_mm)
-            except (OSError, RuntimeError, MemoryError) as error:  # the mask stands
+            except (OSError, RuntimeError, MemoryError) as error:  # the mask is written already, and counts
                 lines = str(error).split("\n")  # ITK's last line is the cause
                 warnings.append(f"no preview: {lines[-1].strip() or type(error).__name__}")
                 log.warning("%s: %s", case.input, warnings[-1])

@@ -43,7 +43,7 @@ def labels_from_logits(logits: torch.Tensor) -> torch.Tensor:
     cells = first[:, :, None, :, None].repeat(1, 1, 4, 1, 4)  # (N, h + 1, 4, w + 1, 4)
     n, i, j = torch.where((first != second) | (first != third) | (first != fourth))
     neighbours = torch.stack([logits[:, y, x][n, i, j] for y, x in corners], dim=1)  # (mixed cells, 4, 14)
-    with torch.autocast(logits.device.type, enabled=False):  # validation during training is under one
+    with torch.autocast(logits.device.type, enabled=False):  # training validates under autocast, which rounds
         pixels = (_WEIGHTS.to(logits.device) @ neighbours).argmax(dim=2).to(torch.uint8)  # (mixed cells, 16)
     cells[n, i, :, j, :] = pixels.view(-1, 4, 4)
     return cells.flatten(3, 4).flatten(1, 2)[:, 2:-2, 2:-2]
@@ -70,7 +70,7 @@ def remove_small_regions(labels: np.ndarray, min_region_px: int = MIN_REGION_PX)
             inside = part[box]
             regions, _ = ndimage.label(inside == label, structure=_IN_SLICE)
             too_small = np.bincount(regions.ravel()) < min_region_px
-            too_small[0] = False  # everything that is not this label
+            too_small[0] = False  # region 0 is all that has another label
             inside[too_small[regions]] = 0
 
 
@@ -96,7 +96,7 @@ def remove_minor_pieces(labels: np.ndarray, min_share: float = MIN_PIECE_SHARE) 
             rows = organ[::2] | organ[1::2]
             np.logical_or(rows[:, ::2], rows[:, 1::2], out=plane_blocks)
         pieces, _ = ndimage.label(blocks, structure=np.ones((3, 3, 3)))
-        sizes = np.bincount(pieces[blocks])  # no piece has the number 0
+        sizes = np.bincount(pieces[blocks])  # pieces are numbered from 1
         minor = (sizes < min_share * sizes.max()) & (sizes > 0)
         if minor.any():
             for plane, plane_pieces in zip(inside, pieces, strict=True):

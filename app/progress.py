@@ -51,7 +51,7 @@ class Progress:
         elapsed = f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02}"
         bar = "#" * filled + "." * (BAR_WIDTH - filled)
         line = "  ".join([f"[{case_number}/{self.total_cases}] {bar}", elapsed, *words])
-        columns = os.get_terminal_size(sys.stderr.fileno()).columns or 80  # 0: a terminal that does not say
+        columns = os.get_terminal_size(sys.stderr.fileno()).columns or 80  # some terminals say 0
         sys.stderr.write("\r\033[K" + line[: columns - 1])
         sys.stderr.flush()
 

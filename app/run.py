@@ -114,7 +114,7 @@ def _attempt(
         result = segment_case(case, volume, segmenter, monitor, progress.slices, preview)
         log.info("%s: %d slices in %.1f s", case.name, result["shape_zyx"][0], sum(result["seconds"].values()))
         return {"status": "done", "error": None, **result}
-    except Exception as error:  # a case must never take the others with it
+    except Exception as error:  # whatever happens to a case, the others go on
         message = _cause(error, case)
         log.error("%s", message, exc_info=options.debug)
         return {"status": "failed", "error": message}
@@ -123,7 +123,7 @@ def _attempt(
 def _cause(error: Exception, case: Case) -> str:
     """One line that names the file and what was wrong."""
     if isinstance(error, (InputError, OSError)):
-        return str(error)  # names its file
+        return str(error)  # its message names the file
     if isinstance(error, MemoryError):
         return f"{case.input}: not enough memory"
     return f"{case.input}: {type(error).__name__}: {(str(error) or 'no reason given').splitlines()[0]}"

@@ -104,7 +104,7 @@ class Segmenter:
             try:
                 return segment_with(self._network, slices_per_step=step)
             except torch.OutOfMemoryError:
-                pass  # until this block ends, the traceback holds what the step took
+                pass  # the step's memory is free only after this block, whose traceback holds it
             except RuntimeError as error:
                 cause = (str(error) or type(error).__name__).splitlines()[0]
                 log.warning("the GPU failed (%s): going on with the CPU", cause)
@@ -184,5 +184,5 @@ def _quarter_logits(
     images = normalise(frames, *statistics_hu).to(parameter.dtype, memory_format=torch.channels_last)
     logits = network.quarter_logits(images)
     if logits.dtype == torch.float16 and not logits.sum(dtype=torch.float32).isfinite():
-        raise RuntimeError("the logits overflow float16")  # argmax of NaN would be a mask like any other
+        raise RuntimeError("the logits overflow float16")  # argmax of NaN would look like any mask
     return logits

@@ -66,7 +66,7 @@ class Slabs:
 
 def _interpolated(logits: Tensor, positions: np.ndarray) -> Tensor:
     below = np.floor(positions).astype(np.int64)
-    if (positions == below).all():  # slabs of one slice, above all: nothing to compute
+    if (positions == below).all():  # true for slabs of one slice: nothing to interpolate
         return logits[below]
     above = np.minimum(below + 1, len(logits) - 1)
     share = torch.tensor(positions - below, dtype=torch.float32, device=logits.device)

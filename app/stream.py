@@ -9,7 +9,7 @@ from typing import BinaryIO
 from app.errors import InputError
 
 _CHUNK_BYTES = 1 << 15  # bytes read at a time; deflate makes at most 33 MB of one
-WBITS = {"gzip": 31, "zlib": 47}  # zlib's words; 47 also takes gzip, as MetaIO does
+WBITS = {"gzip": 31, "zlib": 47}  # zlib's codes; 47 takes gzip too, as MetaIO does
 
 
 def chunks_of(file: BinaryIO | FileIO, digest: "hashlib._Hash") -> Iterator[bytes]:

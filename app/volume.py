@@ -83,7 +83,7 @@ def read_volume(path: Path) -> Volume:
         cause = "not enough memory for its voxels"
     except ValueError as error:  # a name with a zero byte
         cause = str(error)
-    raise InputError(f"{str(path)!r}: {cause}")  # quoted: on one line, whatever is in the name
+    raise InputError(f"{str(path)!r}: {cause}")  # `repr` keeps a name with a line break on one line
 
 
 def _read(path: Path) -> Volume:
@@ -126,7 +126,7 @@ def _format(path: Path) -> tuple[Callable[[bytes], Header], int]:
     for suffix in SUFFIXES:
         if name.endswith(suffix):
             return _PARSERS[suffix]
-    path.stat()  # a missing file is missing, whatever its name
+    path.stat()  # raises where the file is missing, which matters more than its name
     if path.is_dir():
         raise InputError("a folder, not a file")
     for suffix, advice in REFUSED.items():

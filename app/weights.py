@@ -16,7 +16,7 @@ from app.network import OUTPUT_STRIDE, DeepLabV3Plus
 from app.preprocess import WINDOW_HU
 
 FORMAT = 1
-SLICE_MM = 3.0  # of files that do not say, the shipped one among them: half of its training slices were 3 mm thick
+SLICE_MM = 3.0  # of files that do not say. The shipped one does not: half of its training slices were 3 mm thick
 CLASSES = ("Background", *(organ.abbreviation for organ in ORGANS))
 
 
@@ -46,7 +46,7 @@ class Weights:
 
     def network(self, device: torch.device, dtype: torch.dtype) -> DeepLabV3Plus:
         """The network, fused, in evaluation mode, channels last, on the device."""
-        with torch.device("meta"):  # no time lost on an initialisation that is overwritten
+        with torch.device("meta"):  # an initialisation would be overwritten, and takes time
             network = DeepLabV3Plus()
         network.load_state_dict({name: value.float() for name, value in self.state.items()}, assign=True)
         fused = fuse(network.eval(), device)
@@ -94,7 +94,7 @@ def load_weights(path: Path) -> Weights:
     except KeyError as error:
         raise WeightsError(f"{path}: not a weights file of this program (it has no {error})") from None
     except Exception as error:  # noqa: BLE001  # a file of any content: pickle, zip and type errors alike
-        # torch's first sentence: what follows is advice to load it without `weights_only`.
+        # Only torch's first sentence: the next ones advise to load the file without `weights_only`.
         cause = (str(error) or type(error).__name__).splitlines()[0].partition(". ")[0].rstrip(":")
         raise WeightsError(f"{path}: not a weights file of this program ({cause})") from None
     return weights
