@@ -20,7 +20,7 @@ GROUPS = {  # what: (file, tests whose names hold one of these words)
         "tests/test_segment.py", "gpu_that_breaks or gpu_that_fails or beyond_float16",
     ),
     "NVML missing, failing midway, hanging, naming another card": (
-        "tests/test_monitor.py", "nvml or driver_that_hangs or card or wrong_guess",
+        "tests/test_gpu_memory.py", "test",
     ),
     "weights that are damaged, changed, or code": (
         "tests/test_weights.py", "refused or code_in_a_file or mismatch or missing",
