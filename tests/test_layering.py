@@ -19,9 +19,9 @@ MAY_IMPORT = {
     **dict.fromkeys(("cpus", "errors", "formats", "gdcm", "geometry", "labels"), ""),
     **dict.fromkeys(("device", "preprocess", "progress", "readahead", "resample", "slabs"), ""),
     # what a run costs, and its record
-    **dict.fromkeys(("flare_figures", "gpu_memory", "process_tree", "sampler"), ""),
+    **dict.fromkeys(("flare_figures", "gpu_memory", "process_tree", "runjson", "sampler"), ""),
     "monitor": "flare_figures gpu_memory process_tree sampler",
-    "record": "__version__",
+    "record": "__version__ runjson",
     # the mask
     "measure": "labels",
     "plausible": "",

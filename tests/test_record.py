@@ -9,8 +9,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from app import __version__
 from app import record as module
 from app.record import RunRecord, file_sha256, finished_masks
+from app.runjson import read_record
 
 
 def entry(name, status="done", **sums):
@@ -144,16 +146,34 @@ def test_a_mask_made_of_slabs_is_not_finished_where_every_slice_is_asked_for(tmp
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"{", b"[]", b"null", b'{"cases": 3}', b'{"cases": [{"status": "done"}]}', b"\xff\xfe\x00"]
+    ("content", "said"),
+    [
+        *dict.fromkeys(
+            (b"", b"{", b"[]", b"null", b'{"cases": 3}', b"\xff\xfe\x00"), "not the record of a run"
+        ).items(),
+        (b'{"cases": [{"status": "done"}]}', "not the record of a run (KeyError: 'name')"),
+        (b'{"cases": [{"status": "done", "name": "a"}], "weights": 1}', None),
+        (b'{"format": 2}', "a record of format 2; this program reads format 1: passed over"),
+    ],
 )
-def test_a_damaged_record_proves_nothing_and_hides_nothing(tmp_path, content):
+def test_a_record_that_cannot_be_used_proves_nothing_and_hides_nothing(tmp_path, content, said, caplog):
     record = RunRecord(tmp_path)
     record.content["weights"] = {"sha256": "w"}
     record.add_case(entry("a"))
     (tmp_path / "logs" / "broken").mkdir()
     (tmp_path / "logs" / "broken" / "run.json").write_bytes(content)
-    (tmp_path / "logs" / "folder" / "run.json").mkdir(parents=True)
-    assert finished_masks(tmp_path) == {"a": {("i", "w", "m")}}
+    for _ in range(2):  # it is said once
+        assert finished_masks(tmp_path) == {"a": {("i", "w", "m")}}
+    assert [f"{tmp_path}/logs/broken/run.json: {said}" in line for line in caplog.messages] == ([True] if said else [])
+
+
+def test_a_record_says_its_format_and_the_programs_version_and_older_ones_are_of_format_1(tmp_path):
+    record = RunRecord(tmp_path)
+    record.add_case(entry("a"))
+    assert recorded(record.folder).items() >= {"format": 1, "version": __version__}.items()
+    older = {"cases": [entry("a")], "weights": {"sha256": "w"}}
+    (record.folder / "run.json").write_text(json.dumps(older))
+    assert read_record(record.folder / "run.json") == older
 
 
 def test_no_runs_yet(tmp_path):
