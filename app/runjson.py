@@ -10,24 +10,6 @@ from typing import TypedDict
 FORMAT = 1
 
 
-class Organ(TypedDict):
-    """An organ of a mask; what an absent one does not have is None."""
-
-    voxels: int
-    ml: float
-    mean_hu: float | None
-    sd_hu: float | None
-    first_slice: int | None
-    last_slice: int | None
-
-
-class Quality(TypedDict):
-    """What the mask is worth."""
-
-    verdict: str
-    reasons: list[str]
-
-
 class CaseEntry(TypedDict, total=False):
     """A case; from `shape_zyx` on if it is done."""
 
@@ -46,19 +28,11 @@ class CaseEntry(TypedDict, total=False):
     device: str
     warnings: list[str]
     seconds: dict[str, float]
-    organs: dict[str, Organ]
-    quality: Quality
+    organs: dict[str, dict[str, float | None]]
+    quality: dict[str, str | list[str]]
     input_sha256: str
     input_files_sha256: list[str]
     mask_sha256: str
-
-
-class WeightsEntry(TypedDict):
-    """The weights that a run used."""
-
-    file: str
-    sha256: str
-    switched_off: list[int]
 
 
 class MonitorSummary(TypedDict):
@@ -94,7 +68,7 @@ class RunContent(TypedDict, total=False):
     dtype: str
     threads: int
     gpu_budget_mib: int
-    weights: WeightsEntry
+    weights: dict[str, str | list[int]]
     versions: dict[str, str | None]
     start_up_s: float
     monitor: MonitorSummary

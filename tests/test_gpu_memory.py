@@ -11,9 +11,11 @@ import pynvml
 import pytest
 
 from app import sampler
-from app.gpu_memory import GpuMemory
+from app.gpu_memory import GpuMemory, torch_usage
 from app.monitor import ResourceMonitor
 from tests.fake_clock import FakeClock, numbers, read, run
+
+pytestmark = pytest.mark.fault_nvml
 
 ROOT = Path(__file__).resolve().parents[1]
 MIB = 2**20
@@ -21,67 +23,37 @@ CARDS = {"GPU-aaaa-0": [], "GPU-bbbb-1": [], "GPU-cccc-2": ["MIG-dddd-3", "MIG-e
 USED_MIB = {"GPU-aaaa-0": 10, "GPU-bbbb-1": 20, "GPU-cccc-2": 30, "MIG-dddd-3": 40, "MIG-eeee-4": 50}
 
 
-class FakeNvml:
-    """Cards in NVML's order: UUID -> UUIDs of its MIG instances. `used_mib` is called with the handle's UUID."""
-
-    def __init__(self):
-        self.cards, self.used_mib = CARDS, USED_MIB.__getitem__
-        self.open = 0
-        self.nvmlDeviceGetUUID = str
-
-    def nvmlInit(self):
-        self.open += 1
-
-    def nvmlShutdown(self):
-        self.open -= 1
-
-    def nvmlDeviceGetCount(self):
-        return len(self.cards)
-
-    def nvmlDeviceGetHandleByIndex(self, index):
-        return list(self.cards)[index]
-
-    def nvmlDeviceGetMaxMigDeviceCount(self, handle):
-        return 7 if self.cards[handle] else 0
-
-    def nvmlDeviceGetMigDeviceHandleByIndex(self, handle, index):
-        return self.cards[handle][index]
-
-    def nvmlDeviceGetMemoryInfo(self, handle):
-        return SimpleNamespace(total=80000 * MIB, free=80000 * MIB - self.used_mib(handle) * MIB, used=-1)
-
-
-class FakeCuda:
-    """torch.cuda before and after a card is open; asking before would open one."""
-
-    def __init__(self, uuid):
-        self.uuid, self.open = uuid, False
-
-    def is_initialized(self):
-        return self.open
-
-    def get_device_properties(self, index):
-        assert self.open
-        return SimpleNamespace(uuid=self.uuid)
-
-    def memory_stats_as_nested_dict(self, index):
-        assert self.open
-        mib = {"allocated_bytes": (100, 300), "reserved_bytes": (200, 400)}
-        return {name: {"all": {"current": now * MIB, "peak": peak * MIB}} for name, (now, peak) in mib.items()}
-
-
 @pytest.fixture(autouse=True)
 def nvml(monkeypatch):
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    fake = FakeNvml()
+    """A stand-in for NVML, whose handles are UUIDs. `used_mib` is called with the UUID."""
+    fake = SimpleNamespace(
+        used_mib=USED_MIB.__getitem__,
+        nvmlInit=Mock(),
+        nvmlShutdown=Mock(),
+        nvmlDeviceGetCount=lambda: len(CARDS),
+        nvmlDeviceGetHandleByIndex=lambda index: list(CARDS)[index],
+        nvmlDeviceGetUUID=str,
+        nvmlDeviceGetMaxMigDeviceCount=lambda card: 7 if CARDS[card] else 0,
+        nvmlDeviceGetMigDeviceHandleByIndex=lambda card, index: CARDS[card][index],
+        nvmlDeviceGetMemoryInfo=lambda uuid: SimpleNamespace(total=2**40, free=2**40 - fake.used_mib(uuid) * MIB),
+    )
     monkeypatch.setitem(sys.modules, "pynvml", fake)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     return fake
 
 
 @pytest.fixture
 def cuda(monkeypatch):
-    """torch.cuda of a program that has not opened a card."""
-    fake = FakeCuda("aaaa-0")
+    """torch.cuda of a program that has not opened a card: asking for one would open it."""
+
+    def stats(index):
+        assert fake.open
+        mib = {"allocated_bytes": (100, 300), "reserved_bytes": (200, 400)}
+        return {name: {"all": {"current": now * MIB, "peak": peak * MIB}} for name, (now, peak) in mib.items()}
+
+    fake = SimpleNamespace(open=False, uuid="aaaa-0", memory_stats_as_nested_dict=stats)
+    fake.is_initialized = lambda: fake.open
+    fake.get_device_properties = lambda index: fake.open and SimpleNamespace(uuid=fake.uuid)
     monkeypatch.setitem(sys.modules, "torch.cuda", fake)
     return fake
 
@@ -98,7 +70,7 @@ def test_card_before_torch_has_one(cuda, monkeypatch, visible, expected_mib):
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     gpu = GpuMemory()
-    assert not gpu.follow_torch()
+    assert not gpu.follow_torch() and torch_usage() == {}
     assert gpu.used_mib() == expected_mib
 
 
@@ -129,7 +101,7 @@ def test_card_by_its_number(cuda, nvml):
     cuda.open = True
     assert not gpu.follow_torch() and gpu.used_mib() == 20
     gpu.close()
-    assert nvml.open == 0
+    nvml.nvmlShutdown.assert_called_once_with()
 
 
 def test_the_wrong_guess_leaves_no_trace_in_the_summary(tmp_path, cuda, monkeypatch):
@@ -174,28 +146,19 @@ def test_torch_is_never_imported(tmp_path):
     assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
 
 
-def no_driver(nvml):
-    nvml.nvmlInit = Mock(side_effect=pynvml.NVMLError(pynvml.NVML_ERROR_LIBRARY_NOT_FOUND))
-
-
-def no_package(nvml):
-    sys.modules["pynvml"] = None  # the import raises ImportError; the fixture restores it
-
-
-def no_card(nvml):
-    nvml.nvmlDeviceGetHandleByIndex = Mock(side_effect=pynvml.NVMLError(pynvml.NVML_ERROR_NOT_FOUND))
-
-
-@pytest.mark.parametrize("fault", [no_driver, no_package, no_card])
+@pytest.mark.parametrize("fault", ["no driver", "no package", "no card"])
 def test_without_nvml_there_are_empty_cells_and_no_noise(tmp_path, nvml, fault, capfd, caplog, recwarn):
-    fault(nvml)
+    if fault == "no package":
+        sys.modules["pynvml"] = None  # its import fails; the fixture restores it
+    else:
+        fails = Mock(side_effect=pynvml.NVMLError(pynvml.NVML_ERROR_LIBRARY_NOT_FOUND))
+        setattr(nvml, {"no driver": "nvmlInit", "no card": "nvmlDeviceGetHandleByIndex"}[fault], fails)
     rows, summary = run(tmp_path / "m.csv")
     assert not numbers(rows, "gpu_used_mib")
     assert summary["peak_gpu_mib"] is None and summary["auc_gpu_mib_s"] is None and summary["error"] is None
     assert capfd.readouterr() == ("", "") and not caplog.records and not recwarn.list
-    assert nvml.open == 0
-    if fault is no_driver:
-        assert nvml.nvmlInit.call_count == 1  # it is not tried again
+    if fault == "no driver":
+        nvml.nvmlInit.assert_called_once_with()  # it is not tried again
 
 
 def test_nvml_failing_midway_leaves_a_gap(tmp_path, nvml):
@@ -203,7 +166,8 @@ def test_nvml_failing_midway_leaves_a_gap(tmp_path, nvml):
     nvml.used_mib = Mock(side_effect=[700, 700, lost, lost, 700, 700])
     rows, summary = run(tmp_path / "m.csv")
     assert [row["gpu_used_mib"] for row in rows] == ["700.0"] * 2 + [""] * 2 + ["700.0"] * 2
-    assert summary["error"] is None and summary["peak_gpu_mib"] == 700 and nvml.open == 0
+    assert summary["error"] is None and summary["peak_gpu_mib"] == 700
+    nvml.nvmlShutdown.assert_called_once_with()
 
 
 def test_a_driver_that_hangs_does_not_hold_up_the_end(tmp_path, nvml, monkeypatch):

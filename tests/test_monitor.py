@@ -1,6 +1,5 @@
 """What the monitor records, on a clock that the test advances; nothing that goes wrong in it reaches the run."""
 
-import json
 import os
 import signal
 import subprocess
@@ -29,18 +28,12 @@ def test_a_row_at_the_start_at_each_interval_and_at_the_end(tmp_path):
     rows, summary = run(tmp_path / "m.csv", 1.0, 0.25)
     assert tuple(rows[0]) == COLUMNS
     assert numbers(rows, "time_s") == [0, 0.25, 0.5, 0.75, 1.0, 1.01]
-    assert {key: summary[key] for key in ("duration_s", "interval_s", "samples", "missed_samples", "late_samples")} == {
-        "duration_s": 1.01, "interval_s": 0.25, "samples": 6, "missed_samples": 0, "late_samples": 0,
-    }  # fmt: skip
+    expected = {"duration_s": 1.01, "interval_s": 0.25, "samples": 6, "missed_samples": 0, "late_samples": 0}
+    assert summary.items() >= expected.items()
 
 
-def test_the_summary_is_json_and_says_nothing_about_an_absent_gpu(tmp_path):
+def test_memory_of_this_process_and_of_the_host(tmp_path):
     _, summary = run(tmp_path / "m.csv", device="cpu")
-    assert json.loads(json.dumps(summary)) == summary
-    assert {key for key, value in summary.items() if value is None} == {
-        "peak_gpu_mib", "flare_gpu_mem_mib", "auc_gpu_mib_s", "peak_torch_allocated_mib", "peak_torch_reserved_mib",
-        "error",
-    }  # fmt: skip
     own_rss_mib = psutil.Process().memory_info().rss / MIB
     assert own_rss_mib / 2 < summary["peak_rss_mib"] < own_rss_mib * 2
     assert 0 < summary["peak_host_ram_used_mib"] < psutil.virtual_memory().total / MIB
@@ -143,30 +136,25 @@ def test_stage_column(tmp_path):
 # Nothing that goes wrong reaches the run
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-def test_a_full_disk_ends_the_writing_only(tmp_path, monkeypatch, capfd):
-    path_open, full = Path.open, Path("/dev/full")
-    monkeypatch.setattr(Path, "open", lambda path, mode, *rest, **options: path_open(full, "w", *rest, **options))
+@pytest.mark.parametrize(
+    ("name", "error"),
+    [("missing/m.csv", "FileNotFoundError"), ("earlier.csv", "FileExistsError"), ("full", "No space")],
+)
+def test_a_file_that_cannot_be_written_ends_the_writing_only(tmp_path, monkeypatch, capfd, name, error):
+    (tmp_path / "earlier.csv").write_text("earlier")
+    if name == "full":
+        opened = Path.open
+        monkeypatch.setattr(
+            Path, "open", lambda path, mode, *rest, **options: opened("/dev/full", "w", *rest, **options)
+        )
     clock = FakeClock()
-    with ResourceMonitor(tmp_path / "m.csv", clock=clock) as monitor:
+    with ResourceMonitor(tmp_path / name, clock=clock) as monitor:
         clock.advance(2.0)
     monkeypatch.undo()
     summary = monitor.summary()
-    assert "No space left" in summary["error"] and summary["samples"] == 22 and summary["auc_cpu_percent_s"] > 0
+    assert error in summary["error"] and summary["samples"] == 22 and summary["auc_cpu_percent_s"] > 0
     assert "/dev/full" not in [file.path for file in psutil.Process().open_files()]
-    assert capfd.readouterr() == ("", "")
-
-
-@pytest.mark.parametrize(
-    ("name", "error"), [("missing/m.csv", "FileNotFoundError"), ("earlier.csv", "FileExistsError")]
-)
-def test_a_file_that_cannot_be_made_is_remembered(tmp_path, name, error):
-    (tmp_path / "earlier.csv").write_text("earlier")
-    clock = FakeClock()
-    with ResourceMonitor(tmp_path / name, clock=clock) as monitor:
-        clock.advance(1.0)
-    assert error in monitor.summary()["error"] and monitor.summary()["samples"] == 12
-    assert (tmp_path / "earlier.csv").read_text() == "earlier"
+    assert capfd.readouterr() == ("", "") and (tmp_path / "earlier.csv").read_text() == "earlier"
 
 
 @pytest.mark.parametrize(("probe", "column"), [("cpu_times", "cpu_percent"), ("virtual_memory", "host_ram_used_mib")])

@@ -103,6 +103,7 @@ def test_volumes_as_a_table(tmp_path):
     quality = {"verdict": "look", "reasons": ["no spleen"]}
     record.add_case(entry("a,\n\udcff", organs={"Liver": liver, "Spleen": organ()}, quality=quality))
     record.add_case(entry("b", "failed"))
+    assert recorded(record.folder)["cases"][0]["name"] == "a,\n\udcff"  # a name may be any bytes
     head = ["case", "organ", "ml", "mean_hu", "sd_hu", "first_slice", "last_slice", "quality"]
     assert rows(record.folder) == [
         head,
@@ -121,26 +122,23 @@ def test_an_outputs_folder_that_cannot_be_made_is_an_error(tmp_path, broken):
         RunRecord(tmp_path / "out")
 
 
-def test_names_of_any_bytes_can_be_recorded(tmp_path):
-    record = RunRecord(tmp_path)
-    record.add_case(entry("a\udcff\n\u00e9"))
-    assert recorded(record.folder)["cases"][0]["name"] == "a\udcff\n\u00e9"
+def make_run(outputs, weights, *cases):
+    record = RunRecord(outputs)
+    record.content["weights"] = {"sha256": weights}
+    for case in cases:
+        record.add_case(case)
+    return record
 
 
 def test_what_is_finished(tmp_path):
-    for weights, cases in (("w1", [entry("a"), entry("b", "failed")]), ("w2", [entry("a", mask_sha256="m2")])):
-        record = RunRecord(tmp_path)
-        record.content["weights"] = {"sha256": weights}
-        for case in cases:
-            record.add_case(case)
+    assert finished_masks(tmp_path / "nothing") == {}
+    make_run(tmp_path, "w1", entry("a"), entry("b", "failed"))
+    make_run(tmp_path, "w2", entry("a", mask_sha256="m2"))
     assert finished_masks(tmp_path) == {"a": {("i", "w1", "m"), ("i", "w2", "m2")}}
 
 
 def test_a_mask_made_of_slabs_is_not_finished_where_every_slice_is_asked_for(tmp_path):
-    record = RunRecord(tmp_path)
-    record.content["weights"] = {"sha256": "w"}
-    for case in (entry("thin", slices_per_slab=3), entry("thick", slices_per_slab=1), entry("older")):
-        record.add_case(case)
+    make_run(tmp_path, "w", entry("thin", slices_per_slab=3), entry("thick", slices_per_slab=1), entry("older"))
     assert set(finished_masks(tmp_path)) == {"thin", "thick", "older"}
     assert set(finished_masks(tmp_path, every_slice=True)) == {"thick", "older"}
 
@@ -157,9 +155,7 @@ def test_a_mask_made_of_slabs_is_not_finished_where_every_slice_is_asked_for(tmp
     ],
 )
 def test_a_record_that_cannot_be_used_proves_nothing_and_hides_nothing(tmp_path, content, said, caplog):
-    record = RunRecord(tmp_path)
-    record.content["weights"] = {"sha256": "w"}
-    record.add_case(entry("a"))
+    make_run(tmp_path, "w", entry("a"))
     (tmp_path / "logs" / "broken").mkdir()
     (tmp_path / "logs" / "broken" / "run.json").write_bytes(content)
     for _ in range(2):  # it is said once
@@ -168,16 +164,11 @@ def test_a_record_that_cannot_be_used_proves_nothing_and_hides_nothing(tmp_path,
 
 
 def test_a_record_says_its_format_and_the_programs_version_and_older_ones_are_of_format_1(tmp_path):
-    record = RunRecord(tmp_path)
-    record.add_case(entry("a"))
+    record = make_run(tmp_path, "w", entry("a"))
     assert recorded(record.folder).items() >= {"format": 1, "version": __version__}.items()
     older = {"cases": [entry("a")], "weights": {"sha256": "w"}}
     (record.folder / "run.json").write_text(json.dumps(older))
     assert read_record(record.folder / "run.json") == older
-
-
-def test_no_runs_yet(tmp_path):
-    assert finished_masks(tmp_path / "nothing") == {}
 
 
 def test_sha256_of_a_file(tmp_path):
