@@ -19,22 +19,14 @@ from app.gpu_memory import GpuMemory, or_none, torch_usage
 from app.process_tree import ProcessTree
 from app.sampler import Clock, Sampler
 
-COLUMNS = (
-    "time_s",  # since the monitor was entered
-    "gpu_used_mib",  # whole device, total - free: what the organizers see
-    "torch_allocated_mib",  # tensors of this process
-    "torch_reserved_mib",  # all that torch's allocator holds: tensors, and freed memory that it keeps
-    "cpu_percent",  # whole host, 0..100, by the organizers' formula
-    "process_cpu_percent",  # this process and its children, 100 is one core
-    "rss_mib",  # this process and its children; pages that they share count for each
-    "host_ram_used_mib",  # whole host, psutil's virtual_memory().used
-    "stage",  # "segment", or with read-ahead "segment+read", see `ResourceMonitor.stage`
-    "case",
-)
+COLUMNS = (  # docs/formats.md says what is in them
+    "time_s", "gpu_used_mib", "torch_allocated_mib", "torch_reserved_mib", "cpu_percent", "process_cpu_percent",
+    "rss_mib", "host_ram_used_mib", "stage", "case",
+)  # fmt: skip
 FLUSH_INTERVAL_S = 1.0  # a SIGKILL loses at most the rows of this time
 
 
-class ResourceMonitor:
+class ResourceMonitor(Sampler):
     """Samples in a daemon thread from entry to exit: at the start, at each interval, at the end.
 
     What cannot be read (no GPU, no driver, a driver that fails midway) is an empty cell. No failure of the monitor
@@ -46,16 +38,13 @@ class ResourceMonitor:
         device: "auto" or "cuda": the first card that CUDA sees; "cpu": no GPU columns. Once torch has opened a card,
             its UUID decides; if the guess until then was wrong, the summary forgets the other card.
         clock: Another clock than the machine's.
-
-    Raises:
-        ValueError: `interval_s` is not positive.
     """
 
     def __init__(self, csv_path: Path | str, interval_s: float = 0.1, device: str = "auto", clock: Clock | None = None):
-        self.csv_path = Path(csv_path)
-        self._write_error: str | None = None
         clock = clock or Clock()
-        self._sampler = Sampler(self._sample, interval_s, self._end, clock, "resource-monitor")
+        super().__init__(self._take, interval_s, self._end, clock)
+        self._csv_path = Path(csv_path)
+        self._owner = threading.get_ident()
         self._tree = ProcessTree(clock.now_s)
         self._watch_gpu = device != "cpu"
         self._gpu: GpuMemory | None = None
@@ -65,23 +54,15 @@ class ResourceMonitor:
         self._auc: dict[str, float] = {}  # area under the curve, by column
         self._gpu_mib_counts: Counter[float] = Counter()
         self._samples = 0
-        self._time_s = self._cpu_s = 0.0
+        self._duration_s = self._cpu_s = 0.0
         self._file = None
         self._flush_due_s = 0.0
-
-    def __enter__(self) -> "ResourceMonitor":
-        self._owner = threading.get_ident()
-        self._sampler.__enter__()
-        return self
-
-    def __exit__(self, *exception) -> None:
-        self._sampler.__exit__(*exception)
 
     @contextmanager
     def stage(self, name: str, case: str = "") -> Iterator[None]:
         """Mark what the calling thread does in the body.
 
-        Of each thread the innermost stage is shown. Several threads are joined by "+": first the one that entered the
+        Of each thread the innermost stage is shown. Several threads are joined by "+": first the one that made the
         monitor, then the others in order of start. Cases are joined likewise, each once.
         """
         key = object()
@@ -92,19 +73,19 @@ class ResourceMonitor:
             del self._marks[key]
 
     def summary(self) -> dict[str, float | int | str | None]:
-        """The run so far, ready for JSON (`app.record.MonitorSummary`); None where there was nothing to read.
+        """The run so far, as run.json has it; None where there was nothing to read.
 
-        auc_gpu_mib_s and auc_cpu_percent_s are the organizers' 0.1 * sum(samples) ("AUC GPU" and "AUC CPU" of the
-        paper's section 4.3), with the real time since the sample before in place of 0.1; time without a reading adds
-        nothing. torch's peaks are those of its allocator, between samples too; all other peaks are of samples.
+        The areas under the curves are the organizers' 0.1 * sum(samples), with the real time since the sample before
+        in place of 0.1; time without a reading adds nothing. torch's peaks are those of its allocator, between samples
+        too; all other peaks are of samples.
         """
         peak, auc = self._peak, self._auc
         return {
-            "duration_s": round(self._time_s, 3),
-            "interval_s": self._sampler.interval_s,
+            "duration_s": round(self._duration_s, 3),
+            "interval_s": self.interval_s,
             "samples": self._samples,
-            "missed_samples": self._sampler.missed,
-            "late_samples": self._sampler.late,
+            "missed_samples": self.missed,
+            "late_samples": self.late,
             "peak_gpu_mib": peak.get("gpu_used_mib"),
             "flare_gpu_mem_mib": lasting_maximum(self._gpu_mib_counts.copy()),
             "auc_gpu_mib_s": auc.get("gpu_used_mib"),
@@ -114,14 +95,14 @@ class ResourceMonitor:
             "peak_rss_mib": peak.get("rss_mib"),
             "peak_host_ram_used_mib": peak.get("host_ram_used_mib"),
             "monitor_cpu_s": round(self._cpu_s, 4),
-            "error": self._write_error or self._sampler.error,
+            "error": self.error,
         }
 
-    def _sample(self, time_s: float) -> None:
+    def _take(self, time_s: float) -> None:
         if not self._samples:
             self._attempt(self._open)
             self._gpu = or_none(GpuMemory) if self._watch_gpu else None
-        since_last_s, self._time_s = time_s - self._time_s, time_s
+        since_last_s, self._duration_s = time_s - self._duration_s, time_s
         row = self._reading(time_s)
         for column, value in row.items():
             if value is not None:
@@ -130,8 +111,8 @@ class ResourceMonitor:
         if row["gpu_used_mib"] is not None:
             self._gpu_mib_counts[row["gpu_used_mib"]] += 1
         self._samples += 1
-        if self._write_error is None:
-            self._attempt(self._add_row, row | self._running())
+        if self.error is None:
+            self._attempt(lambda: self._add_row(row | self._running()))
         self._cpu_s = time.thread_time()
 
     def _reading(self, time_s: float) -> dict[str, float | None]:
@@ -165,28 +146,22 @@ class ResourceMonitor:
 
     def _open(self) -> None:
         # The buffer holds more than a second of rows: only whole ones reach the file.
-        self._file = self.csv_path.open("x", 2**20, encoding="utf-8", errors="surrogateescape", newline="")
+        self._file = self._csv_path.open("x", 2**20, encoding="utf-8", errors="surrogateescape", newline="")
         self._csv = csv.DictWriter(self._file, COLUMNS)
         self._csv.writeheader()
 
     def _add_row(self, row: dict) -> None:
         self._csv.writerow(row)
-        if self._time_s >= self._flush_due_s:
+        if self._duration_s >= self._flush_due_s:
             self._file.flush()
-            self._flush_due_s = self._time_s + FLUSH_INTERVAL_S
+            self._flush_due_s = self._duration_s + FLUSH_INTERVAL_S
 
     def _end(self, time_s: float) -> None:
-        self._sample(time_s)
+        self._take(time_s)
         if self._file:
             self._attempt(self._file.close)
         if self._gpu:
             self._gpu.close()
-
-    def _attempt(self, action, *arguments) -> None:
-        try:
-            action(*arguments)
-        except Exception as error:
-            self._write_error = self._write_error or f"{type(error).__name__}: {error}"
 
 
 def _mib(size_bytes: int | None) -> float | None:

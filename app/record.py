@@ -1,10 +1,4 @@
-"""run.json: what a run did, case by case; and what earlier runs say is done already.
-
-OUTPUTS/logs/<run>/monitor.csv    resources, a row each interval
-OUTPUTS/logs/<run>/run.json       this record, rewritten after each case
-OUTPUTS/logs/<run>/volumes.csv    a row for each organ of each case that is done, rewritten with run.json
-OUTPUTS/logs/<run>/<case>.png     with --preview
-"""
+"""A run's record, run.json and volumes.csv, rewritten after each case; and what earlier records say is done."""
 
 import contextlib
 import csv

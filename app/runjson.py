@@ -35,26 +35,6 @@ class CaseEntry(TypedDict, total=False):
     mask_sha256: str
 
 
-class MonitorSummary(TypedDict):
-    """What the run cost; None where there was nothing to read."""
-
-    duration_s: float
-    interval_s: float
-    samples: int
-    missed_samples: int
-    late_samples: int
-    peak_gpu_mib: float | None
-    flare_gpu_mem_mib: float | None
-    auc_gpu_mib_s: float | None
-    auc_cpu_percent_s: float | None
-    peak_torch_allocated_mib: float | None
-    peak_torch_reserved_mib: float | None
-    peak_rss_mib: float | None
-    peak_host_ram_used_mib: float | None
-    monitor_cpu_s: float
-    error: str | None
-
-
 class RunContent(TypedDict, total=False):
     """run.json."""
 
@@ -71,7 +51,7 @@ class RunContent(TypedDict, total=False):
     weights: dict[str, str | list[int]]
     versions: dict[str, str | None]
     start_up_s: float
-    monitor: MonitorSummary
+    monitor: dict[str, float | int | str | None]  # ResourceMonitor.summary
 
 
 class RecordError(Exception):

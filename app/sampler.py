@@ -34,15 +34,11 @@ class Sampler:
         interval_s: Time between samples.
         at_end: Called in the thread after the last sample, with the seconds since the start.
         clock: Another clock than the machine's.
-        name: Of the thread.
 
     Attributes:
         missed: Deadlines that were left out.
         late: Samples that began more than half an interval after their deadline.
         error: What went wrong first, in one line, or None.
-
-    Raises:
-        ValueError: `interval_s` is not positive.
     """
 
     def __init__(
@@ -51,17 +47,14 @@ class Sampler:
         interval_s: float,
         at_end: Callable[[float], None] = lambda time_s: None,
         clock: Clock | None = None,
-        name: str = "sampler",
     ):
-        if not interval_s > 0:
-            raise ValueError(f"interval_s must be positive, got {interval_s}")
         self.interval_s = interval_s
         self.missed = self.late = 0
         self.error: str | None = None
         self._sample, self._at_end = sample, at_end
         self._time_s = 0.0  # of the last sample
         self._clock = clock or Clock()
-        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread = threading.Thread(target=self._run, name="sampler", daemon=True)
 
     def __enter__(self) -> "Sampler":
         self._start_s = self._clock.now_s()

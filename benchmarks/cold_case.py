@@ -60,7 +60,7 @@ def entry(cost, samples, seconds: dict[str, float], reserved_mib: float | None, 
         "seconds": seconds,
         "torch_reserved_mib": reserved_mib,
         "organizers": figures._asdict(),
-        "organizers_above_idle": above_idle(figures, samples, options.idle)._asdict(),
+        "organizers_above_idle": above_idle(cost.wall_s, samples, options.idle)._asdict(),
     }
 
 

@@ -39,7 +39,10 @@ class FakeClock(Clock):
         """From one deadline to the next, each sample being taken before time goes on. Called outside samples."""
         with self._changed:
             end_s = self._time_s + seconds
-            while self._next_deadline_s() <= end_s:
+            while True:
+                assert self._changed.wait_for(lambda: self._deadline_s is not None, TIMEOUT_S), "the sampler has ended"
+                if self._deadline_s > end_s:
+                    break
                 self._time_s = max(self._time_s, self._deadline_s)
                 self._deadline_s = None
                 self._changed.notify_all()
@@ -48,10 +51,6 @@ class FakeClock(Clock):
     def spend(self, seconds: float) -> None:
         """Time that a sample takes. Called in the sample."""
         self._time_s += seconds
-
-    def _next_deadline_s(self) -> float:
-        assert self._changed.wait_for(lambda: self._deadline_s is not None, TIMEOUT_S), "the sampler has stopped"
-        return self._deadline_s
 
 
 def run(path: Path, seconds: float = 1.0, interval_s: float = 0.25, **options) -> tuple[list[dict], dict]:

@@ -24,13 +24,22 @@ from tests.scans import smooth_hu
 ROOT = Path(__file__).resolve().parents[1]
 ODD = "肝\udcc9"  # letters that a terminal may lack, and a byte that is no text
 
-# Segments nothing: one CT in, one mask out, a quarter of a second of work; a scan named bad fails.
-PROGRAM = """
+# Segments nothing: one CT in, one mask out, a quarter of a second of work; a scan named bad fails. As `docker` it knows
+# the image team:latest and segments the mounted folders.
+PROGRAM = """#!{python}
 import json, pathlib, sys, time
 sys.path.insert(0, {root!r})
 from app.cases import find_cases
-options = dict(zip(sys.argv[1::2], map(pathlib.Path, sys.argv[2::2])))
-(case,) = find_cases([options["--inputs"]], options["--outputs"])
+arguments = sys.argv[1:]
+with open(__file__ + ".log", "a") as log:
+    log.write(json.dumps(arguments) + "\\n")
+if arguments[0] == "load" or arguments == ["image", "inspect", "team:latest"]:
+    sys.exit()
+if arguments[0] == "image":
+    sys.exit("Error: No such image: " + arguments[2])
+folders = [a.split(":")[0] for b, a in zip(arguments, arguments[1:]) if b in ("-v", "--inputs", "--outputs")]
+inputs, outputs = map(pathlib.Path, folders)
+(case,) = find_cases([inputs], outputs)
 time.sleep(0.25)
 print("working on", ascii(case.name))
 if "bad" in case.name:
@@ -39,22 +48,9 @@ if "bad" in case.name:
     sys.exit(1)
 if "lost" not in case.name:
     case.mask.write_bytes(b"a mask")
-run = options["--outputs"] / "logs" / ("run of " + case.name)
+run = outputs / "logs" / ("run of " + case.name)
 run.mkdir(parents=True)
 (run / "run.json").write_text(json.dumps({{"cases": [], "monitor": {{"duration_s": 0.25}}}}))
-"""
-
-# `docker` as far as it is needed: knows the image team:latest, and runs PROGRAM on the mounted folders.
-DOCKER = """#!{python}
-import json, subprocess, sys
-arguments = sys.argv[1:]
-with open({log!r}, "a") as log:
-    log.write(json.dumps(arguments) + "\\n")
-if arguments[:2] == ["image", "inspect"] and arguments[2] != "team:latest":
-    sys.exit("Error: No such image: " + arguments[2])
-if arguments[:2] == ["container", "run"]:
-    inputs, outputs = (a.split(":")[0] for b, a in zip(arguments, arguments[1:]) if b == "-v")
-    sys.exit(subprocess.call([{python!r}, {program!r}, "--inputs", inputs, "--outputs", outputs]))
 """
 
 
@@ -71,21 +67,18 @@ def scans(tmp_path):
 
 
 @pytest.fixture
-def program(tmp_path):
-    path = tmp_path / "program.py"
-    path.write_text(PROGRAM.format(root=str(ROOT)))
+def program(tmp_path, monkeypatch):
+    """In PATH as `docker`."""
+    path = tmp_path / "bin" / "docker"
+    path.parent.mkdir()
+    path.write_text(PROGRAM.format(python=sys.executable, root=str(ROOT)))
+    path.chmod(0o755)
+    monkeypatch.setenv("PATH", str(path.parent), prepend=os.pathsep)
     return path
 
 
-@pytest.fixture
-def docker_calls(tmp_path, program, monkeypatch):
-    """A fake docker in PATH; returns a function that gives the calls so far."""
-    docker, log = tmp_path / "bin" / "docker", tmp_path / "docker.log"
-    docker.parent.mkdir()
-    docker.write_text(DOCKER.format(python=sys.executable, log=str(log), program=str(program)))
-    docker.chmod(0o755)
-    monkeypatch.setenv("PATH", str(docker.parent), prepend=os.pathsep)
-    return lambda: [json.loads(line) for line in log.read_text().splitlines()]
+def docker_calls(program):
+    return [json.loads(line) for line in program.with_name("docker.log").read_text().splitlines()]
 
 
 @pytest.fixture(autouse=True)
@@ -94,7 +87,7 @@ def no_gpu(monkeypatch):
 
 
 def measure(program, *arguments):
-    return main(["--command", f"{sys.executable} {program}", "--idle-s", "0.15", *map(str, arguments)])
+    return main(["--command", str(program), "--idle-s", "0.15", *map(str, arguments)])
 
 
 def rows_of(path):
@@ -126,7 +119,7 @@ def test_areas_and_idle_worked_by_hand():
     samples = Samples([1000.0, 2000.0, 2000.0], [(0, 0, 80.0), (0, 0, 20.0), (0, 0, 50.0)], [500.0, 700.0, 600.0])
     figures = figures_of(0.3, samples)
     assert figures == pytest.approx(Figures(0.3, 2000, 500, 80, 15, 700, 180))
-    net = above_idle(figures, samples, Idle(gpu_mib=400, cpu_percent=10, ram_mib=450))
+    net = above_idle(0.3, samples, Idle(gpu_mib=400, cpu_percent=10, ram_mib=450))
     assert net == pytest.approx(Figures(0.3, 1600, 500 - 120, 70, 15 - 3, 250, 180 - 135))
 
 
@@ -140,7 +133,7 @@ def test_a_sample_every_tenth_of_a_second_and_one_of_a_shorter_run(seconds, coun
 
 @pytest.mark.parametrize("before", [0, 2])
 def test_a_card_that_is_lost_is_an_error_of_its_case(tmp_path, scans, program, before):
-    subject = command_subject(f"{sys.executable} {program}", None)
+    subject = command_subject(str(program), None)
     lost = RuntimeError("GPU is lost")
     gpu = Mock(used_mib=Mock(side_effect=[400.0] * before + [lost] * 2))
     (tmp_path / "out" / "efficiency").mkdir(parents=True)
@@ -188,14 +181,14 @@ def test_dicom_and_folders_below_are_measured_one_by_one(tmp_path, program):
     assert sorted(path.name for path in (tmp_path / "out").glob("*.nii.gz")) == [row["Name"] for row in rows]
 
 
-def test_docker_line_is_the_organizers(tmp_path, scans, docker_calls, monkeypatch):
+def test_docker_line_is_the_organizers(tmp_path, scans, program, monkeypatch):
     used_mib, nvml = iter([400, 800, *[1000] * 1000]), Mock()
     nvml.nvmlDeviceGetMemoryInfo = lambda card: SimpleNamespace(total=2**36, free=2**36 - 2**20 * next(used_mib))
     monkeypatch.setitem(sys.modules, "pynvml", nvml)
     outputs, archive = tmp_path / "out", tmp_path / "team.tar.gz"
     archive.write_bytes(b"")
     assert main([str(archive), "--gpu", "1", str(scans), "--idle-s", "0.15", str(outputs)]) == 0
-    load, inspect, first, second = docker_calls()
+    load, inspect, first, second = docker_calls(program)
     assert (load, inspect) == (["load", "-i", str(archive)], ["image", "inspect", "team:latest"])
     inputs = first[first.index("-v") + 1].removesuffix("/:/workspace/inputs/")
     assert first == [
@@ -211,26 +204,27 @@ def test_docker_line_is_the_organizers(tmp_path, scans, docker_calls, monkeypatc
     assert float(rows[1]["AUC_GPU_Time"]) == organizers_row(js)["AUC_GPU_Time"]
 
 
-def test_without_gpu_docker_is_not_asked_for_one(tmp_path, scans, docker_calls):
+def test_without_gpu_docker_is_not_asked_for_one(tmp_path, scans, program):
     assert main(["team:latest", str(scans / "a_0000.nii.gz"), str(tmp_path / "out"), "--idle-s", "0.1"]) == 0
-    assert not any("--gpus" in argument for argument in docker_calls()[1])
+    assert not any("--gpus" in argument for argument in docker_calls(program)[1])
 
 
-@pytest.mark.parametrize(
-    ("name", "message"), [("bad", "exit status 1: ERROR the scan is damaged"), ("lost", "exit status 0, but no mask")]
-)
-def test_a_failing_case_is_named_and_the_others_go_on(tmp_path, scans, program, capsys, name, message):
-    (scans / "a_0000.nii.gz").rename(scans / f"a{name}_0000.nii.gz")
-    outputs = tmp_path / "out"
-    outputs.mkdir()
-    (outputs / f"a{name}.nii.gz").write_bytes(b"from before")  # an earlier run's mask is no success
-    assert measure(program, scans, outputs) == 1
+def test_failing_cases_are_named_and_the_others_go_on(tmp_path, scans, program, capsys):
+    (scans / "a_0000.nii.gz").rename(scans / "bad_0000.nii.gz")
+    (scans / "lost_0000.nii.gz").write_bytes(b"")
+    folder = tmp_path / "out" / "efficiency"
+    folder.mkdir(parents=True)
+    (tmp_path / "out" / "lost.nii.gz").write_bytes(b"from before")  # an earlier run's mask is no success
+    assert measure(program, scans, tmp_path / "out") == 1
     errors = capsys.readouterr().err
-    assert f"error: a{name}: {message}" in errors and f"error: failed: a{name}\n" in errors
-    failed, done = rows_of(outputs / "efficiency" / "command_Efficiency.csv")
-    assert failed == dict.fromkeys(COLUMNS, "") | {"Name": f"a{name}_0000.nii.gz"}
+    assert "error: failed: bad, lost\n" in errors
+    *failed, done = rows_of(folder / "command_Efficiency.csv")
+    messages = {"bad": "exit status 1: ERROR the scan is damaged", "lost": "exit status 0, but no mask"}
+    for row, (name, message) in zip(failed, messages.items(), strict=True):
+        assert f"error: {name}: {message}" in errors
+        assert row == dict.fromkeys(COLUMNS, "") | {"Name": f"{name}_0000.nii.gz"}
+        assert message in json.loads((folder / f"{name}_0000.json").read_text())["error"]
     assert float(done["Time"]) > 0.25
-    assert message in json.loads((outputs / "efficiency" / f"a{name}_0000.json").read_text())["error"]
 
 
 @pytest.mark.parametrize("name", ["a_0000.log", "a_0000.json", "a_0000_CPU-Time.png", "command_Efficiency.csv"])
@@ -256,7 +250,7 @@ def test_what_cannot_be_written_is_named_and_the_others_go_on(tmp_path, scans, p
         ("bin", ["team", "nowhere", "out"], "nowhere does not exist"),
     ],
 )
-def test_wrong_use_is_one_line(tmp_path, scans, docker_calls, monkeypatch, capsys, path, arguments, message):
+def test_wrong_use_is_one_line(tmp_path, scans, program, monkeypatch, capsys, path, arguments, message):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PATH", str(tmp_path / path))
     assert main(arguments) == 2

@@ -10,13 +10,8 @@ CpuTimes = namedtuple("CpuTimes", "user nice system idle iowait")
 
 
 @pytest.mark.parametrize(
-    ("user", "system", "idle", "percent"),
-    [
-        (0.0, 0.0, 0.4, 20),  # 4 idle cores, 0.1 s
-        (0.3, 0.1, 0.0, 100),
-        (0.2, 0.3, 0.4, 60),
-        (0.0, 0.0, 0.0, 100),  # nothing was counted
-    ],
+    ("user", "system", "idle", "percent"),  # the first: 4 idle cores, 0.1 s; the last: nothing was counted
+    [(0.0, 0.0, 0.4, 20), (0.3, 0.1, 0.0, 100), (0.2, 0.3, 0.4, 60), (0.0, 0.0, 0.0, 100)],
 )
 def test_cpu_percent(user, system, idle, percent):
     before, now = CpuTimes(10, 5, 20, 30, 7), CpuTimes(10 + user, 9, 20 + system, 30 + idle, 9)

@@ -1,6 +1,5 @@
 """Which card is watched and what is seen of it. A stand-in for NVML has several cards, fails, hangs or is missing."""
 
-import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -17,7 +16,6 @@ from tests.fake_clock import FakeClock, numbers, read, run
 
 pytestmark = pytest.mark.fault_nvml
 
-ROOT = Path(__file__).resolve().parents[1]
 MIB = 2**20
 CARDS = {"GPU-aaaa-0": [], "GPU-bbbb-1": [], "GPU-cccc-2": ["MIG-dddd-3", "MIG-eeee-4"]}
 USED_MIB = {"GPU-aaaa-0": 10, "GPU-bbbb-1": 20, "GPU-cccc-2": 30, "MIG-dddd-3": 40, "MIG-eeee-4": 50}
@@ -77,31 +75,22 @@ def test_card_before_torch_has_one(cuda, monkeypatch, visible, expected_mib):
 @pytest.mark.parametrize(
     ("visible", "uuid", "expected_mib", "another"),
     [
-        (None, "aaaa-0", 10, False),
-        (None, "bbbb-1", 20, True),  # torch's order is not NVML's
-        (None, "eeee-4", 50, True),  # torch names the instance
-        (None, "cccc-2", 40, True),  # torch names the card
+        ("0", "aaaa-0", 10, False),
+        ("0", "bbbb-1", 20, True),  # torch's order is not NVML's
+        ("0", "eeee-4", 50, True),  # torch names the instance
+        ("0", "cccc-2", 40, True),  # torch names the card
         ("MIG-eeee-4", "cccc-2", 50, False),  # the user has named the instance
-        (None, "unknown", 10, False),  # nothing better than the guess
+        ("0", "unknown", 10, False),  # nothing better than the guess
         ("-1", "bbbb-1", 20, False),  # nothing was sampled before
     ],
 )
 def test_card_is_the_one_torch_has_opened(cuda, monkeypatch, visible, uuid, expected_mib, another):
-    if visible is not None:
-        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     gpu = GpuMemory()
     cuda.open, cuda.uuid = True, uuid
     assert gpu.follow_torch() == another
     assert gpu.used_mib() == expected_mib
     assert not gpu.follow_torch()
-
-
-def test_card_by_its_number(cuda, nvml):
-    gpu = GpuMemory(1)
-    cuda.open = True
-    assert not gpu.follow_torch() and gpu.used_mib() == 20
-    gpu.close()
-    nvml.nvmlShutdown.assert_called_once_with()
 
 
 def test_the_wrong_guess_leaves_no_trace_in_the_summary(tmp_path, cuda, monkeypatch):
@@ -137,13 +126,6 @@ def test_a_torch_in_the_middle_of_its_import_is_no_error(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch.cuda", SimpleNamespace())
     _, summary = run(tmp_path / "m.csv")
     assert summary["error"] is None and summary["peak_gpu_mib"] == 10
-
-
-def test_torch_is_never_imported(tmp_path):
-    code = "import sys; from app.monitor import ResourceMonitor as M\nwith M(sys.argv[1], 0.01): pass\n"
-    code += "assert not [m for m in sys.modules if m.split('.')[0] in ('torch', 'numpy')]"
-    result = subprocess.run([sys.executable, "-c", code, tmp_path / "m.csv"], cwd=ROOT, capture_output=True, text=True)
-    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
 
 
 @pytest.mark.parametrize("fault", ["no driver", "no package", "no card"])

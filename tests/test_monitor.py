@@ -1,6 +1,5 @@
 """What the monitor records, on a clock that the test advances; nothing that goes wrong in it reaches the run."""
 
-import os
 import signal
 import subprocess
 import sys
@@ -13,6 +12,7 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
+from app.flare_figures import cpu_percent
 from app.monitor import COLUMNS, ResourceMonitor
 from app.process_tree import ProcessTree
 from tests.fake_clock import FakeClock, numbers, read, run
@@ -39,17 +39,12 @@ def test_memory_of_this_process_and_of_the_host(tmp_path):
     assert 0 < summary["peak_host_ram_used_mib"] < psutil.virtual_memory().total / MIB
 
 
-def test_cpu_column_and_area_match_the_organizers(tmp_path, monkeypatch):
+def test_cpu_column_and_area(tmp_path, monkeypatch):
     seconds = [(0, 0, 0), (0.2, 0.3, 0.4), (0.2, 0.3, 0.9), (1.0, 0.4, 0.9), (1.1, 0.5, 1.0), (1.1, 0.5, 1.2)]
     times = [SimpleNamespace(user=user, system=system, idle=idle) for user, system, idle in seconds]
     monkeypatch.setattr(psutil, "cpu_times", iter(times).__next__)
     rows, summary = run(tmp_path / "m.csv")
-    used = []
-    for before, now in pairwise(seconds):
-        delta = [now[i] - before[i] for i in range(3)]
-        total = sum(delta)
-        cpu_usage = [(100.0 * dt) / (total + 0.1) for dt in delta]
-        used.append(100 - cpu_usage[2])
+    used = [cpu_percent(before, now) for before, now in pairwise(times)]
     assert rows[0]["cpu_percent"] == rows[0]["process_cpu_percent"] == ""  # no difference yet
     assert numbers(rows, "cpu_percent") == pytest.approx(used, abs=1e-3)
     assert summary["auc_cpu_percent_s"] == pytest.approx(0.25 * sum(used[:-1]) + 0.01 * used[-1], abs=1e-2)
@@ -81,11 +76,6 @@ def test_children_count_for_cpu_and_ram():
         percent, rss_bytes = tree.read()
         child.kill()
     assert percent > 0 and rss_bytes > psutil.Process().memory_info().rss + 100 * MIB
-
-
-def test_cost_below_one_percent_of_a_core(tmp_path):
-    _, summary = run(tmp_path / "m.csv", 3.0, interval_s=0.1)
-    assert 0 < summary["monitor_cpu_s"] / summary["duration_s"] < 0.02  # 0.005 measured; room for a slow machine
 
 
 # Stages
@@ -120,16 +110,10 @@ def test_stage_column(tmp_path):
             clock.advance(0.25)
             raise ValueError
     assert [(row["stage"], row["case"]) for row in read(tmp_path / "m.csv")] == [
-        ("", ""),
-        ("read", "b"),
-        ("segment+read", "a+b"),
-        ("postprocess+read", "a+b"),
+        ("", ""), ("read", "b"), ("segment+read", "a+b"), ("postprocess+read", "a+b"),
         ("read", "b"),  # both threads read: each name once
-        ("segment+read", "a+b"),
-        ("wait+read", "b"),
-        ("write", 'a,"b"\nc \udcff ä'),
-        ("", ""),
-    ]
+        ("segment+read", "a+b"), ("wait+read", "b"), ("write", 'a,"b"\nc \udcff ä'), ("", ""),
+    ]  # fmt: skip
     assert monitor.summary()["error"] is None
 
 
@@ -144,9 +128,7 @@ def test_a_file_that_cannot_be_written_ends_the_writing_only(tmp_path, monkeypat
     (tmp_path / "earlier.csv").write_text("earlier")
     if name == "full":
         opened = Path.open
-        monkeypatch.setattr(
-            Path, "open", lambda path, mode, *rest, **options: opened("/dev/full", "w", *rest, **options)
-        )
+        monkeypatch.setattr(Path, "open", lambda path, mode, *rest, **more: opened("/dev/full", "w", *rest, **more))
     clock = FakeClock()
     with ResourceMonitor(tmp_path / name, clock=clock) as monitor:
         clock.advance(2.0)
@@ -174,14 +156,14 @@ from tests.fake_clock import FakeClock
 clock = FakeClock()
 with ResourceMonitor(sys.argv[1], 0.25, clock=clock) as monitor, monitor.stage("segment", "case"):
     clock.advance(1.75)
-    os._exit(3) if sys.argv[2] == "exit" else os.kill(os.getpid(), signal.SIGKILL)
+    assert not {name.partition(".")[0] for name in sys.modules} & {"torch", "numpy"}
+    os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
-@pytest.mark.parametrize(("how", "status"), [("exit", 3), ("kill", -signal.SIGKILL)])
-def test_a_killed_run_leaves_whole_rows_of_all_but_the_last_second(tmp_path, how, status):
+def test_a_killed_run_leaves_whole_rows_of_all_but_the_last_second_and_torch_is_never_imported(tmp_path):
     path = tmp_path / "m.csv"
-    assert subprocess.run([sys.executable, "-c", KILLED, path, how], cwd=ROOT, env=os.environ).returncode == status
+    assert subprocess.run([sys.executable, "-c", KILLED, path], cwd=ROOT).returncode == -signal.SIGKILL
     assert path.read_bytes().endswith(b"\r\n")
     rows = read(path)
     assert all(None not in row and None not in row.values() for row in rows)  # as many cells as columns

@@ -476,9 +476,7 @@ def test_a_missing_run(root, capsys):
     assert "no run.json" in fails(capsys, root / "in", "-o", root / "r.html")
 
 
-@pytest.mark.parametrize(
-    "text", ["{", "[]", '{"cases": 3}', '{"cases": [{"name": "x"}]}', '{"cases": []}', '{"format": 2, "cases": []}']
-)
+@pytest.mark.parametrize("text", ['{"cases": 3}', '{"cases": [{"name": "x"}]}', '{"cases": []}', '{"format": 2}'])
 def test_a_damaged_record(root, capsys, text):
     record = find_run(root / "out") / "run.json"
     record.write_text(text)

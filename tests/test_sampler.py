@@ -64,9 +64,3 @@ def test_no_thread_to_be_had(monkeypatch):
     with Sampler(lambda time_s: None, 0.1) as sampler:
         pass
     assert sampler.error == "RuntimeError: can't start new thread"
-
-
-@pytest.mark.parametrize("interval_s", [0, -1, float("nan")])
-def test_interval_must_be_positive(interval_s):
-    with pytest.raises(ValueError, match="interval_s"):
-        Sampler(print, interval_s)

@@ -69,31 +69,22 @@ def open_gpu(number: int) -> GpuMemory | None:
     return gpu
 
 
-class Recording:
+class Recording(Sampler):
     """Takes samples from entry to exit.
 
     Attributes:
-        samples: Complete after exit.
+        samples: Complete after exit, unless `fault` says why not.
     """
 
     def __init__(self, gpu: GpuMemory | None, clock: Clock | None = None):
+        super().__init__(self._take, INTERVAL_S, self._end, clock)
         self.samples = Samples([], [], [])
-        self._gpu = gpu
-        self._sampler = Sampler(self._sample, INTERVAL_S, self._end, clock)
-
-    def __enter__(self) -> "Recording":
-        self._cpu_times = psutil.cpu_times()
-        self._sampler.__enter__()
-        return self
-
-    def __exit__(self, *exception) -> None:
-        self._sampler.__exit__(*exception)
+        self._gpu, self._cpu_times = gpu, psutil.cpu_times()
 
     @property
     def fault(self) -> str | None:
         """Why the sampling ended too early, e.g. because NVML failed. None if all is well."""
-        error = self._sampler.error
-        return error and f"GPU, CPU and RAM could no longer be sampled: {error}"
+        return self.error and f"GPU, CPU and RAM could no longer be sampled: {self.error}"
 
     def complete(self) -> Samples:
         """The samples; raises OSError if they are not of the whole time."""
@@ -101,7 +92,7 @@ class Recording:
             raise OSError(self.fault)
         return self.samples
 
-    def _sample(self, time_s: float) -> None:
+    def _take(self, time_s: float) -> None:
         if time_s < INTERVAL_S / 2:  # the first CPU figure needs an interval behind it
             return
         before, self._cpu_times = self._cpu_times, psutil.cpu_times()
@@ -112,7 +103,7 @@ class Recording:
 
     def _end(self, time_s: float) -> None:
         if not self.samples.ram_mib:  # shorter than an interval
-            self._sample(INTERVAL_S)
+            self._take(INTERVAL_S)
 
 
 def measure_idle(gpu: GpuMemory | None, seconds: float) -> Idle:
@@ -141,19 +132,14 @@ def figures_of(seconds: float, samples: Samples) -> Figures:
     )
 
 
-def above_idle(figures: Figures, samples: Samples, idle: Idle) -> Figures:
+def above_idle(seconds: float, samples: Samples, idle: Idle) -> Figures:
     """The figures, after the idle machine's mean GPU memory, CPU use and RAM have been taken off every sample."""
-    seconds = INTERVAL_S * len(samples.ram_mib)
-    gpu_idle = idle.gpu_mib or 0
-    return Figures(
-        figures.seconds,
-        None if figures.gpu_mib is None else figures.gpu_mib - gpu_idle,
-        None if figures.auc_gpu_mib_s is None else figures.auc_gpu_mib_s - seconds * gpu_idle,
-        figures.cpu_percent - idle.cpu_percent,
-        figures.auc_cpu_percent_s - seconds * idle.cpu_percent,
-        figures.ram_mib - idle.ram_mib,
-        figures.auc_ram_mib_s - seconds * idle.ram_mib,
+    net = Samples(
+        [mib - idle.gpu_mib for mib in samples.gpu_mib],
+        [(user, system, idling + idle.cpu_percent) for user, system, idling in samples.cpu_percent],
+        [mib - idle.ram_mib for mib in samples.ram_mib],
     )
+    return figures_of(seconds, net)
 
 
 def mean(rows: Sequence[Figures]) -> Figures:

@@ -79,7 +79,7 @@ def format_table(measurements: Sequence[Measurement], idle: Idle) -> list[str]:
         inside = "" if program_s is None else f"{program_s:.2f}"
         lines.append(f"{name:<{width}}  {inside:>10}  " + "  ".join(f"{cell:>9}" for cell in cells))
 
-    net = [above_idle(measurement.figures, measurement.samples, idle) for measurement in measurements]
+    net = [above_idle(measurement.figures.seconds, measurement.samples, idle) for measurement in measurements]
     for measurement, figures in zip(measurements, net, strict=True):
         add(measurement.stem, measurement.figures, measurement.program_s)
         add("  without the idle machine", figures)
