@@ -59,7 +59,7 @@ def main(arguments: list[str] | None = None) -> int:
         # The run is over: a signal that comes now must not spoil the record.
         handlers = [(number, signal.signal(number, signal.SIG_IGN)) for number in (signal.SIGINT, signal.SIGTERM)]
         progress.clear()
-        record.content.update(exit_status=status, monitor=monitor.summary())
+        record.content.update({"exit_status": status, "monitor": monitor.summary()})
         if not record.write():
             status = status or SOME_FAILED
     for number, handler in handlers:

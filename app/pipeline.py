@@ -15,6 +15,7 @@ from app.measure import Measure, measure_organs
 from app.monitor import ResourceMonitor
 from app.preview import write_preview
 from app.quality import OK, assess
+from app.runjson import CaseEntry
 from app.segment import Segmenter
 from app.volume import Volume
 
@@ -28,7 +29,7 @@ def segment_case(
     monitor: ResourceMonitor,
     on_slices: Callable[[int, int], None],
     preview: Path | None = None,
-) -> dict[str, Any]:
+) -> CaseEntry:
     """Segment one CT that has been read, and write its mask.
 
     Args:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from app.cases import Case, input_sha256
 from app.ct import read_ct
@@ -19,6 +19,7 @@ from app.monitor import ResourceMonitor
 from app.progress import Progress
 from app.readahead import ReadAhead
 from app.record import RunRecord, file_sha256, finished_masks
+from app.runjson import CaseEntry
 from app.volume import Volume
 
 if TYPE_CHECKING:
@@ -74,10 +75,10 @@ def run(
         record.content["start_up_s"] = round(time.perf_counter() - start_s, 3)
         for case, reading in volumes:
             progress.start(case.name)
-            entry: dict[str, Any] = {"name": case.name, "input": str(case.input), "mask": str(case.mask)}
+            entry: CaseEntry = {"name": case.name, "input": str(case.input), "mask": str(case.mask)}
             if case.series:
                 entry["series_number"] = case.series.number
-            entry |= _attempt(case, reading, segmenter, options, monitor, progress, record)
+            entry.update(_attempt(case, reading, segmenter, options, monitor, progress, record))
             if case.name in read_s:
                 entry.get("seconds", {})["read"] = read_s.pop(case.name)
             record.add_case(entry)
@@ -99,7 +100,7 @@ def _attempt(
     monitor: ResourceMonitor,
     progress: Progress,
     record: RunRecord,
-) -> dict[str, Any]:
+) -> CaseEntry:
     """One case, whatever happens to it: its status and what is known of it."""
     from app.pipeline import segment_case
 
@@ -113,7 +114,8 @@ def _attempt(
         preview = record.folder / f"{case.name}.png" if options.preview else None
         result = segment_case(case, volume, segmenter, monitor, progress.slices, preview)
         log.info("%s: %d slices in %.1f s", case.name, result["shape_zyx"][0], sum(result["seconds"].values()))
-        return {"status": "done", "error": None, **result}
+        result.update({"status": "done", "error": None})
+        return result
     except Exception as error:  # whatever happens to a case, the others go on
         message = _cause(error, case)
         log.error("%s", message, exc_info=options.debug)

@@ -11,6 +11,7 @@ import torch
 from app.cpus import usable_cpus
 from app.device import DeviceError, choose_device, compute_dtype, processor
 from app.record import RunRecord
+from app.runjson import RunContent
 from app.segment import Segmenter
 from app.weights import load_weights
 
@@ -38,18 +39,20 @@ def load_segmenter(options: argparse.Namespace, record: RunRecord) -> Segmenter:
         log.warning("THE GPU IS NOT USED: %s. Going on, slower, on the CPU.", problem)
         device = torch.device("cpu")
         segmenter = Segmenter(weights, device, options.gpu_budget_mib, options.every_slice)
-    record.content.update(
-        command=sys.argv,
-        device=torch.cuda.get_device_name(device) if device.type == "cuda" else processor(),
-        dtype=str(compute_dtype(device)).removeprefix("torch."),
-        threads=torch.get_num_threads(),
-        gpu_budget_mib=options.gpu_budget_mib,
-        weights={"file": str(options.weights), "sha256": weights.sha256, "switched_off": list(weights.switched_off)},
-        versions={"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
-    )
+    found: RunContent = {
+        "command": sys.argv,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else processor(),
+        "dtype": str(compute_dtype(device)).removeprefix("torch."),
+        "threads": torch.get_num_threads(),
+        "gpu_budget_mib": options.gpu_budget_mib,
+        "weights": {
+            "file": str(options.weights), "sha256": weights.sha256, "switched_off": list(weights.switched_off)
+        },
+        "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
+    }  # fmt: skip
+    record.content.update(found)
     log.info(
-        "on %s, %s, threads: %d, weights %s", record.content["device"], record.content["dtype"],
-        torch.get_num_threads(), weights.sha256[:12],
+        "on %s, %s, threads: %d, weights %s", found["device"], found["dtype"], found["threads"], weights.sha256[:12],
     )  # fmt: skip
     return segmenter
 

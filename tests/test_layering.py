@@ -17,7 +17,11 @@ PACKAGES = {"torch", "SimpleITK", "numpy", "scipy", "pynvml", "psutil"}  # of re
 MAY_IMPORT = {
     # no module of ours
     **dict.fromkeys(("cpus", "errors", "formats", "gdcm", "geometry", "labels"), ""),
-    **dict.fromkeys(("device", "monitor", "preprocess", "progress", "readahead", "record", "resample", "slabs"), ""),
+    **dict.fromkeys(("device", "preprocess", "progress", "readahead", "resample", "slabs"), ""),
+    # what a run costs, and its record
+    **dict.fromkeys(("flare_figures", "gpu_memory", "process_tree", "runjson", "sampler"), ""),
+    "monitor": "flare_figures gpu_memory process_tree sampler",
+    "record": "runjson",
     # the mask
     "measure": "labels",
     "plausible": "",
@@ -51,10 +55,10 @@ MAY_IMPORT = {
     "inference": "postprocess preprocess resample slabs",
     "segment": "body device inference network postprocess preprocess slabs weights",
     # all together
-    "pipeline": "cases geometry labels maskfile measure monitor preview quality segment volume",
+    "pipeline": "cases geometry labels maskfile measure monitor preview quality runjson segment volume",
     "options": "formats",
-    "startup": "cpus device record segment weights",
-    "run": "cases ct device errors monitor pipeline progress readahead record segment startup volume weights",
+    "startup": "cpus device record runjson segment weights",
+    "run": "cases ct device errors monitor pipeline progress readahead record runjson segment startup volume weights",
     "__main__": "cases errors maskfile monitor options progress record run",
     "__init__": "",
 }
