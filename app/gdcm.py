@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import IO, cast
 
 import numpy as np
 
@@ -55,8 +56,8 @@ class Decoder:
             command = [sys.executable, "-I", __file__]  # nothing of the caller's folder or environment is imported
             pipe, nowhere = subprocess.PIPE, subprocess.DEVNULL
             self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=nowhere)
-        process, tasks, answers = self._process, self._process.stdin, self._process.stdout
-        assert tasks and answers  # both are pipes
+        process = self._process
+        tasks, answers = cast(IO[bytes], process.stdin), cast(IO[bytes], process.stdout)
         task = {"path": str(path), "bytes": _LIBRARY_BYTES + _FRAMES_IN_MEMORY * frames * pixels}
         timer = threading.Timer(_SECONDS + _SECONDS_PER_FRAME * frames, process.kill)
         timer.start()

@@ -119,14 +119,6 @@ def test_quality_of_each_mask(folders, run_app):
     assert rows == [(case, organ, "implausible") for case in "abc" for organ in done[case]["organs"]]
 
 
-def test_a_preview_of_each_mask(folders, run_app):
-    inputs, outputs = folders
-    assert run_app("--inputs", inputs / "a_0000.nii.gz", inputs / "b_0000.nii.gz", "--outputs", outputs,
-                   "--preview").status == 0  # fmt: skip
-    assert [path.name for path in sorted(outputs.rglob("*.png"))] == ["a.png", "b.png"]
-    assert masks(outputs) == ["a.nii.gz", "b.nii.gz"]
-
-
 def test_shards(folders, run_app):
     inputs, outputs = folders
     assert run_app("--inputs", inputs, "--outputs", outputs, "--shard", "1/2").status == 0

@@ -290,10 +290,9 @@ def test_the_mask_of_a_nifti_2_is_a_nifti_1_at_its_place(quaternion, spacing, sh
     [((0, 7), (1, 0)), ((np.nan, 7), (1, 0)), ((np.inf, 7), (1, 0)), ((2, -1024), (2, -1024)), ((-1, 3), (-1, 3))],
 )
 def test_scaling_follows_the_standard(stored, expected):
-    raw = header(np.eye(4))
-    raw["scl_slope"], raw["scl_inter"] = stored
-    parsed = parse_nifti(raw.binaryblock)
-    assert (parsed.slope, parsed.inter) == expected
+    for version in (1, 2):
+        parsed = parse_nifti(damaged({"scl_slope": stored[0], "scl_inter": stored[1]}, version=version))
+        assert (parsed.slope, parsed.inter) == expected
 
 
 @given(st.binary(max_size=400))

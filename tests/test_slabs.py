@@ -71,16 +71,16 @@ def labels_in_one_go(network, hu, slices):
 
 @pytest.mark.parametrize("slices", [1, 2, 3, 5, 20])
 @pytest.mark.parametrize("depth", [1, 2, 3, 7, 10])
-@pytest.mark.parametrize("step", [1, 2, 8])
-def test_as_in_one_go(depth, slices, step):
+def test_as_in_one_go(depth, slices):
     hu = smooth_hu((depth, 64, 64), seed=depth)
     network = random_network()
     expected, close = labels_in_one_go(network, hu, slices)
-    labels = segment(network, hu, STATISTICS, step, 64, slices_per_slab=slices)
-    assert labels.dtype == np.uint8
     assert close.mean() < 0.01
-    assert np.array_equal(labels[~close], expected[~close])
-    assert len(np.unique(labels)) > 2
+    for step in (1, 2, 8):
+        labels = segment(network, hu, STATISTICS, step, 64, slices_per_slab=slices)
+        assert labels.dtype == np.uint8
+        assert np.array_equal(labels[~close], expected[~close])
+        assert len(np.unique(labels)) > 2
 
 
 class Ramp(nn.Module):

@@ -145,17 +145,11 @@ TURNED = oriented_affine((2, 0, 1), (-1, 1, -1))
 SROW, PIXDIM, CODES, QUATERNION = 280, 80, 252, 256  # bytes before fields of NIfTI-1
 ODD = {  # name: (warning, fields (type, offset, values))
     "zero sform": ("sform is singular", ("12f", SROW, np.zeros(12))),
-    "sform of NaN": ("sform is singular", ("f", SROW, [np.nan])),
     "qform of NaN": ("qform is singular", ("f", QUATERNION, [np.nan])),
     "negative spacing": ("not positive", ("3f", PIXDIM, [0.5, -0.75, 2.5])),
     "no spacing": ("not positive", ("3f", PIXDIM, [0, 0, 0])),
-    "no spacing, no qform": ("not positive", ("3f", PIXDIM, [0, 1, 1]), ("2h", CODES, [0, 1])),
-    "odd sform code": ("sform_code 7", ("2h", CODES, [0, 7])),
     "odd qform code": ("qform_code 7", ("2h", CODES, [7, 0])),
     "odd codes": ("qform_code 9 .* the sform is used", ("2h", CODES, [9, 1])),
-    "size of the header": ("sizeof_hdr 0", ("i", 0, [0])),
-    "bitpix": ("bitpix 0", ("h", 72, [0])),
-    "intercept": ("scl_inter is nan", ("2f", 112, [1, np.nan])),
     "vox_offset 0": ("at byte 352", ("f", 108, [0])),
     "vox_offset 348": ("at byte 352", ("f", 108, [348])),
     "vox_offset NaN": ("at byte 352", ("f", 108, [np.nan])),
@@ -219,13 +213,6 @@ def test_nifti_2_is_read_and_its_mask_is_nifti_1(tmp_path, suffix, order):
     assert isinstance(mask, nib.Nifti1Image) and not isinstance(mask, nib.Nifti2Image)
     assert np.array_equal(mask.affine, TURNED)
     np.testing.assert_allclose(affine_by_itk(tmp_path / "mask.nii.gz"), TURNED, atol=1e-6)
-
-
-def test_a_scaled_nifti_2_of_floats(tmp_path):
-    image = nib.Nifti2Image(ARRAY.astype(np.float64) / 3, AFFINE)
-    image.header.set_slope_inter(2, -7)
-    nib.save(image, tmp_path / "ct.nii")
-    assert np.array_equal(read_volume(tmp_path / "ct.nii").hu, np.rint(canonical(tmp_path / "ct.nii")))
 
 
 @pytest.mark.parametrize("behind", [(1,), (1, 1), (1, 1, 1, 1), (0,)])
@@ -411,7 +398,6 @@ def lying_nifti(shape, dtype=np.int16):
 
 BAD = {  # name: (file name, bytes, what the message says)
     "empty": ("x.nii.gz", b"", "an empty file"),
-    "empty plain": ("x.nii", b"", "an empty file"),
     "text": ("x.nii.gz", b"<html>404 not found</html>", r"damaged gzip stream \(incorrect header check\)"),
     "text plain": ("x.nii", b"<html>404 not found</html>", r"not a NIfTI file \(it starts with 3c 68 74 6d\)"),
     "text in gzip": ("x.nii.gz", gzip.compress(b"hello, world" * 99), "not a NIfTI file"),
@@ -429,22 +415,11 @@ BAD = {  # name: (file name, bytes, what the message says)
         gzip.compress(lying_nifti(shape=(32767,) * 3, dtype=np.float64)),
         "can hold compressed",
     ),
-    "2-D": ("x.nii.gz", gzip.compress(lying_nifti(shape=(5, 6))), "2-D image"),
-    "4-D": ("x.nii.gz", gzip.compress(lying_nifti(shape=(5, 6, 7, 2))), "4-D image"),
-    "RGB": ("x.nii", lying_nifti(shape=(5, 6, 7), dtype="RGB"), "type RGB"),
-    "complex": ("x.nii", lying_nifti(shape=(5, 6, 7), dtype=np.complex64), "type complex64"),
-    "half a nifti-2 header": ("x.nii", nib.Nifti2Header().binaryblock[:500], "ends after 500 bytes"),
     "no voxels, nor where": ("x.nii", nifti_bytes(VOLUME)[:344] + b"ni1\0", "but 0 bytes follow it: truncated?"),
-    "size 1 in the middle": ("x.nii.gz", gzip.compress(lying_nifti(shape=(5, 6, 1, 7))), "5 x 6 x 1 x 7"),
     "pair": ("x.hdr", nifti_bytes(VOLUME), "two files: convert it"),
-    "pair's voxels": ("x.img.gz", b"x", "two files: convert it"),
-    "mhd": ("x.mhd", metaimage_bytes(VOLUME), "two files: convert it"),
-    "nhdr": ("x.nhdr", nrrd_bytes(VOLUME), "two files: convert it"),
     "dicom": ("x.dcm", b"x", r"unknown kind of file: \.nii\.gz, \.nii, \.mha, \.nrrd and DICOM are read"),
     "no suffix": ("x", b"x", "unknown kind of file"),
     "mha elsewhere": ("x.mha", metaimage_bytes(VOLUME, ElementDataFile="/etc/passwd"), "lie in another file"),
-    "mha list": ("x.mha", metaimage_bytes(VOLUME, ElementDataFile="LIST"), "lie in another file"),
-    "mha not": ("x.mha", b"hello", "not a MetaImage"),
     "mha short": ("x.mha", metaimage_bytes(VOLUME)[:-1], "truncated?"),
     "mha long": ("x.mha", metaimage_bytes(VOLUME) + b"x" * 600, "holds more voxels"),
     "mha zlib short": ("x.mha", metaimage_bytes(VOLUME, True)[:-1], "truncated: its zlib stream has no end"),
@@ -526,20 +501,6 @@ def test_what_is_no_file_is_refused_in_one_line(tmp_path):
         assert repr(str(tmp_path / name)) in str(error.value)
         assert "\n" not in str(error.value)
         str(error.value).encode()  # can be printed
-
-
-def test_a_file_without_permission_is_refused(tmp_path):
-    save(tmp_path / "ct.nii.gz").chmod(0)
-    tmp_path.chmod(0o755)
-    code = (
-        "import os, sys; from app.errors import InputError; from app.volume import read_volume\n"
-        "os.chdir(sys.argv[1])\n"
-        "if os.getuid() == 0: os.setgroups([]); os.setgid(65534); os.setuid(65534)\n"
-        "try: read_volume('ct.nii.gz')\n"
-        "except InputError as error: print(error)"
-    )
-    result = subprocess.run([sys.executable, "-c", code, tmp_path], cwd=REPOSITORY, capture_output=True, text=True)
-    assert result.stdout == "'ct.nii.gz': Permission denied\n", result.stderr
 
 
 def test_more_voxels_than_memory_are_refused(tmp_path, monkeypatch):
