@@ -9,7 +9,7 @@ from app.preprocess import clipped_statistics
 from tests.dicom_series import Series
 from tests.scans import smooth_hu
 from training import prepare
-from training.missing import mark_uncertain
+from training.partial_labels import mark_uncertain
 from training.phantom import ORGANS, phantom, write
 from training.store import UNCERTAIN, read_case, read_cases, read_volume
 

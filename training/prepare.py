@@ -30,7 +30,7 @@ from app.resample import nearest_spacing, resample_in_plane, resampled_shape
 from app.volume import Volume, read_volume
 from app.voxels import NO_NUMBER
 from evaluation.organs import parse_organs
-from training.missing import mark_uncertain
+from training.partial_labels import mark_uncertain
 from training.store import Case, read_case, write_case
 
 # By how much voxels cut off at 275 HU exceed it, and the mean square of that excess (HU, HU^2): measured on
