@@ -1,7 +1,8 @@
 """One case of a report: its files read once, its scores, volumes and pictures kept."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -40,11 +41,11 @@ class CaseReport(NamedTuple):
     """
 
     record: CaseRecord
-    notes: tuple[str, ...]
-    volumes: dict[int, OrganVolume]
-    scores: Scores | None
-    overviews: dict[str, Picture]
-    strips: dict[int, Picture]
+    notes: tuple[str, ...] = ()
+    volumes: Mapping[int, OrganVolume] = MappingProxyType({})
+    scores: Scores | None = None
+    overviews: Mapping[str, Picture] = MappingProxyType({})
+    strips: Mapping[int, Picture] = MappingProxyType({})
 
     @property
     def mean_dsc(self) -> float | None:
@@ -63,14 +64,15 @@ def report_case(
         pictures: Whether to draw.
 
     Raises:
-        MaskError: The mask or the truth cannot be read, is no mask, or they differ in geometry.
+        MaskError: The mask or the truth cannot be read, is no mask, or they or mask and CT differ in geometry.
+        OSError: The mask cannot be read.
     """
     notes: list[str] = []
     if record.mask is None or record.status == "failed":
         if record.status != "failed":
             notes.append("its mask is not there any more")
         scores = dict.fromkeys(annotated, Score(0.0, 0.0)) if truth else None
-        return CaseReport(record, tuple(notes), {}, scores, {}, {})
+        return CaseReport(record, tuple(notes), scores=scores)
     if "mask" in record.sums and file_sha256(record.mask) != record.sums["mask"]:
         notes.append("its mask is not the one that this run wrote: it has been changed since")
     prediction, scores, true = read_mask(record.mask), None, None
@@ -81,7 +83,7 @@ def report_case(
     scan = _scan(record, prediction, true, annotated, notes) if pictures else None
     volumes = _volumes(prediction)
     if scan is None:
-        return CaseReport(record, tuple(notes), volumes, scores, {}, {})
+        return CaseReport(record, tuple(notes), volumes, scores)
     strips = {organ.label: organ_strip(record.name, scan, organ.label, volumes[organ.label].ml) for organ in ORGANS}
     strips = {label: strip for label, strip in strips.items() if strip is not None}
     return CaseReport(record, tuple(notes), volumes, scores, overviews(record.name, scan), strips)
