@@ -28,7 +28,7 @@ INCOMPLETE_EXIT = 1  # some prediction was missing (scored as zeros) or could no
 ERROR_EXIT = 2  # nothing was scored
 
 
-class Cases(NamedTuple):
+class MaskPairs(NamedTuple):
     """What there is to score.
 
     Attributes:
@@ -40,7 +40,7 @@ class Cases(NamedTuple):
     extra: list[str]
 
 
-def find_cases(prediction: Path, truth: Path) -> Cases:
+def pair_masks(prediction: Path, truth: Path) -> MaskPairs:
     """Pair predictions with truths: folders by equal names ending in .nii.gz, not hidden, or two single files.
 
     Raises:
@@ -52,16 +52,16 @@ def find_cases(prediction: Path, truth: Path) -> Cases:
     if prediction.is_dir() != truth.is_dir():
         raise MaskError(f"{prediction} and {truth}: give two folders or two files")
     if truth.is_file():
-        return Cases({truth.name: (prediction, truth)}, [])
+        return MaskPairs({truth.name: (prediction, truth)}, [])
     predicted, annotated = ({path.name for path in folder.glob("[!.]*.nii.gz")} for folder in (prediction, truth))
     if not annotated:
         raise MaskError(f"{truth}: no .nii.gz file in this folder")
     pairs = {name: (prediction / name if name in predicted else None, truth / name) for name in sorted(annotated)}
-    return Cases(pairs, sorted(predicted - annotated))
+    return MaskPairs(pairs, sorted(predicted - annotated))
 
 
 def score_cases(
-    cases: Cases, organs: AnnotatedOrgans, minimum_dsc: float = MINIMUM_DSC, workers: int = 1
+    cases: MaskPairs, organs: AnnotatedOrgans, minimum_dsc: float = MINIMUM_DSC, workers: int = 1
 ) -> Iterator[tuple[str, Scores | MaskError]]:
     """Yield (case name, scores) sorted by name; a missing prediction scores zeros.
 
@@ -140,7 +140,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     results: dict[str, Scores] = {}
     missing, failed = [], []
     try:
-        cases = find_cases(arguments.prediction, arguments.truth)
+        cases = pair_masks(arguments.prediction, arguments.truth)
         for name, scores in score_cases(cases, arguments.organs, arguments.minimum_dsc, arguments.workers):
             if isinstance(scores, MaskError):
                 failed.append(name)

@@ -13,7 +13,7 @@ from app.segment import segment
 from app.weights import SLICE_MM
 from training.config import Config
 from training.precision import mixed_precision
-from training.store import UNCERTAIN, Case, read_volume
+from training.store import UNCERTAIN, Case, read_whole_case
 
 SLICES_PER_STEP = 8
 FULL_FRAME_PX = 512  # the frame that MIN_REGION_PX is meant for
@@ -60,7 +60,7 @@ def validate(
     segment_slices = partial(segment, network, slices_per_step=SLICES_PER_STEP, frame_px=config.crop_size)
     scores: dict[str, list[float]] = {}
     for case in cases:
-        hu, truth = read_volume(store, case)
+        hu, truth = read_whole_case(store, case)
         with mixed_precision(device, config.bf16):
             segmentation = segment_volume(
                 segment_slices, hu, case.spacing_mm, data["spacing_mm"], data.get("slice_mm", SLICE_MM),
