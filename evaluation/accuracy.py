@@ -1,7 +1,7 @@
 """DSC and NSD by FLARE22's rules: `python -m evaluation.accuracy PRED TRUTH -o scores.csv`.
 
-Columns and names are those of the organizers' scripts (JunMa11/FLARE); the rules are in `scoring`. Where those
-scripts look away (a case without prediction), this goes on and says so.
+Columns and names are those of the organizers' scripts (JunMa11/FLARE); the rules are in `scoring`. The scripts pass
+over a case without a prediction; here it scores 0 and is named.
 """
 
 import argparse
@@ -112,14 +112,14 @@ def _table(results: Mapping[str, Scores], failed: Sequence[str]) -> list[list[st
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m evaluation.accuracy", description=__doc__.split("\n")[0])
     parser.add_argument("prediction", type=Path, metavar="PRED", help="folder of masks (.nii.gz), or one mask")
-    parser.add_argument("truth", type=Path, metavar="TRUTH", help="the same of the ground truth, under the same names")
+    parser.add_argument("truth", type=Path, metavar="TRUTH", help="folder or file of ground truth, named alike")
     parser.add_argument(
         "-o", "--output", type=Path, required=True, metavar="CSV", help="scores; the .json beside it: means"
     )
     parser.add_argument(
         "--organs", type=annotated_organs, default="1-13", metavar="LIST_OR_TSV",
         help="organs annotated in the truth, e.g. 1-11,13 or Liver,RK (default: all); the others' cells stay empty. "
-        "Or a .tsv file whose first column names the cases (or files of theirs), its column 'annotated' their lists",
+        "Or a .tsv file whose first column names the cases or their files; its column 'annotated' holds their lists",
     )  # fmt: skip
     parser.add_argument("--workers", type=int, default=usable_cpus(), help="processes (default: one per CPU)")
     parser.add_argument(

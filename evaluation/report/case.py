@@ -64,7 +64,7 @@ def report_case(
         pictures: Whether to draw.
 
     Raises:
-        MaskError: The mask or the truth cannot be read, is no mask, or they or mask and CT differ in geometry.
+        MaskError: The mask or the truth is not a readable label map, or mask, truth and CT differ in geometry.
         OSError: The mask cannot be read.
     """
     notes: list[str] = []

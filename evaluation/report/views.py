@@ -143,7 +143,7 @@ def organ_strip(name: str, scan: Scan, label: int, ml: float) -> Picture | None:
 def overviews(name: str, scan: Scan) -> dict[str, Picture]:
     """The whole abdomen with all organs filled: "axial" and "coronal" of the prediction.
 
-    With a truth also "truth" and "errors" of the axial slice, and the same three of the slice with the most
+    With a truth also "truth" and "errors" of the axial slice, and all three of the slice with the most
     wrong pixels: "worst prediction", "worst truth" and "worst errors".
     """
     every = scan.prediction if scan.truth is None else np.where(scan.prediction > 0, scan.prediction, scan.truth)
