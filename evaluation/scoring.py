@@ -12,7 +12,7 @@ import numpy as np
 from scipy import ndimage
 
 from app.labels import ORGANS
-from evaluation.masks import check_same_grid, read_mask
+from evaluation.masks import Mask, check_same_grid, read_mask
 from evaluation.organs import ALL_LABELS
 from evaluation.surface import check_masks, normalised_surface_dice
 
@@ -108,14 +108,20 @@ def _foreground_box(labels: np.ndarray) -> tuple[slice, ...]:
 
 
 def score_files(
-    prediction_path: Path, truth_path: Path, labels: Collection[int] = ALL_LABELS, minimum_dsc: float = MINIMUM_DSC
+    prediction: Path, truth: Path, labels: Collection[int] = ALL_LABELS, minimum_dsc: float = MINIMUM_DSC
 ) -> Scores:
-    """`score_case` of two NIfTI files, rounded to the organizers' 4 decimals.
+    """`score_masks` of two NIfTI files; raises MaskError too if one of them is not a readable mask."""
+    return score_masks(read_mask(prediction), read_mask(truth), labels, minimum_dsc)
+
+
+def score_masks(
+    prediction: Mask, truth: Mask, labels: Collection[int] = ALL_LABELS, minimum_dsc: float = MINIMUM_DSC
+) -> Scores:
+    """`score_case` of two masks, rounded to the organizers' 4 decimals.
 
     Raises:
-        MaskError: A file is no mask, or the two differ in geometry.
+        MaskError: The masks differ in geometry.
     """
-    prediction, truth = read_mask(prediction_path), read_mask(truth_path)
     check_same_grid(prediction, truth)
     scores = score_case(prediction.labels, truth.labels, truth.spacing_mm, labels, minimum_dsc)
     # The organizers round with numpy: 0.00015 becomes 0.0002 where Python's own round() gives 0.0001.

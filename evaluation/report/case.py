@@ -13,10 +13,10 @@ from app.geometry import Geometry
 from app.labels import ORGANS
 from app.plausible import mark, plausible_ml
 from app.record import file_sha256
-from evaluation.masks import Mask, MaskError, check_same_grid, read_mask
+from evaluation.masks import Mask, MaskError, read_mask
 from evaluation.report.run import CaseRecord
 from evaluation.report.views import Picture, Scan, organ_strip, overviews
-from evaluation.scoring import Score, Scores, score_files
+from evaluation.scoring import Score, Scores, score_masks
 
 
 class OrganVolume(NamedTuple):
@@ -78,8 +78,7 @@ def report_case(
     prediction, scores, true = read_mask(record.mask), None, None
     if truth is not None:
         true = read_mask(truth)
-        check_same_grid(prediction, true)
-        scores = score_files(record.mask, truth, annotated)
+        scores = score_masks(prediction, true, annotated)
     scan = _scan(record, prediction, true, annotated, notes) if pictures else None
     volumes = _volumes(prediction)
     if scan is None:
