@@ -57,8 +57,8 @@ def test_csv_json_and_table(folders, capsys):
     scores = []
     for row in rows:
         masks = (np.asarray(nibabel.load(folder / row["Name"]).dataobj) for folder in (pred, truth))
-        theirs = organizers_scores(*masks, (0.75, 0.75, 2.5), ALL_LABELS)
-        scores.append([[round(score, 4) for score in theirs[label]] for label in ALL_LABELS])
+        expected = organizers_scores(*masks, (0.75, 0.75, 2.5), ALL_LABELS)
+        scores.append([[round(score, 4) for score in expected[label]] for label in ALL_LABELS])
         assert [[float(row[f"{name}_{metric}"]) for metric in ("DSC", "NSD")] for name in names] == scores[-1]
     summary = summary_of(output)
     assert (summary["cases"], summary["missing"], summary["extra"], summary["not_annotated"]) == (3, [], [], [])
