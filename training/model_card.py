@@ -14,7 +14,7 @@ from app.record import file_sha256
 from app.weights import SLICE_MM
 from evaluation.output import write_text
 from evaluation.paper import TABLE_3
-from evaluation.study import crossvalidation
+from evaluation.tables.accuracy import crossvalidation
 
 # By the beginning of a case's name: source, licence.
 SOURCES = {

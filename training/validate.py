@@ -12,7 +12,7 @@ from app.postprocess import MIN_REGION_PX
 from app.segment import segment
 from training.config import Config
 from training.precision import mixed_precision
-from training.store import UNCERTAIN, Case, read_volume
+from training.store import UNCERTAIN, Case, read_whole_case
 
 SLICES_PER_STEP = 8
 
@@ -59,7 +59,7 @@ def validate(
     scores: dict[str, list[float]] = {}
     for case in cases:
         min_region_px = round(MIN_REGION_PX / case.settings.get("shrink", 1) ** 2)
-        hu, truth = read_volume(store, case)
+        hu, truth = read_whole_case(store, case)
         with mixed_precision(device, config.bf16):
             segmentation = segment_volume(
                 segment_slices, hu, case.spacing_mm, data["spacing_mm"], data["slice_mm"],
