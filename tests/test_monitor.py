@@ -278,6 +278,7 @@ def three_cards(nvml):
         (None, "cpu", None),
     ],
 )
+@pytest.mark.fault_nvml
 def test_card_before_torch_has_one(tmp_path, three_cards, monkeypatch, visible, device, expected_mib):
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
@@ -300,6 +301,7 @@ def test_card_before_torch_has_one(tmp_path, three_cards, monkeypatch, visible, 
         ("-1", "bbbb-1", 20),
     ],
 )
+@pytest.mark.fault_nvml
 def test_card_is_the_one_torch_has_opened(tmp_path, three_cards, monkeypatch, visible, uuid, expected_mib):
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
@@ -316,6 +318,7 @@ def test_card_is_the_one_torch_has_opened(tmp_path, three_cards, monkeypatch, vi
     assert numbers(read(tmp_path / "m.csv"), "torch_allocated_mib")[-1] == 100
 
 
+@pytest.mark.fault_nvml
 def test_the_wrong_guess_leaves_no_trace_in_the_summary(tmp_path, three_cards, monkeypatch):
     cuda = FakeCuda("aaaa-0", initialized=False)
     monkeypatch.setitem(sys.modules, "torch.cuda", cuda)
@@ -362,6 +365,7 @@ def no_card(nvml):
 
 
 @pytest.mark.parametrize("fault", [no_driver, no_package, no_card])
+@pytest.mark.fault_nvml
 def test_without_nvml_there_are_empty_cells_and_no_noise(tmp_path, nvml, fault, capfd, caplog, recwarn):
     fault(nvml)
     rows, summary = run(tmp_path / "m.csv", 0.1)
@@ -371,6 +375,7 @@ def test_without_nvml_there_are_empty_cells_and_no_noise(tmp_path, nvml, fault, 
     assert nvml.open == 0 and getattr(nvml, "tries", 1) == 1  # it is not tried again
 
 
+@pytest.mark.fault_nvml
 def test_nvml_failing_midway_leaves_a_gap(tmp_path, nvml, capfd, recwarn):
     calls = iter(range(100_000))
 
@@ -387,6 +392,7 @@ def test_nvml_failing_midway_leaves_a_gap(tmp_path, nvml, capfd, recwarn):
     assert nvml.open == 0
 
 
+@pytest.mark.fault_nvml
 def test_a_driver_that_hangs_does_not_hold_up_the_end(tmp_path, nvml, monkeypatch):
     monkeypatch.setattr(monitor_module, "STOP_TIMEOUT_S", 0.2)
     release = threading.Event()

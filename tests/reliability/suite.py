@@ -12,48 +12,29 @@ from pathlib import Path
 
 from tests.reliability.trial import ROOT, Row, main
 
-GROUPS = {  # what: (file, tests whose names hold one of these words)
-    "GPU memory that runs out, at every step size (injected; no GPU)": (
-        "tests/test_segment.py", "out_of_memory or no_slice_fits",
-    ),
-    "a GPU that fails between slices, or overflows (injected; no GPU)": (
-        "tests/test_segment.py", "gpu_that_breaks or gpu_that_fails or beyond_float16",
-    ),
-    "NVML missing, failing midway, hanging, naming another card": (
-        "tests/test_monitor.py", "nvml or driver_that_hangs or card or wrong_guess",
-    ),
-    "weights that are damaged, changed, or code": (
-        "tests/test_weights.py", "refused or code_in_a_file or mismatch or missing",
-    ),
+GROUPS = {  # what: the mark of its tests (pyproject.toml)
+    "GPU memory that runs out, at every step size (injected; no GPU)": "fault_gpu_memory",
+    "a GPU that fails between slices, or overflows (injected; no GPU)": "fault_gpu",
+    "NVML missing, failing midway, hanging, naming another card": "fault_nvml",
+    "weights that are damaged, changed, or code": "fault_weights",
     "the image: organizers' line; any user, no capability, no network, read-only root; stop; save and load": (
-        "tests/container/test_image.py", "test",
+        "container"
     ),
-}  # fmt: skip
+}
 
 
 def trial(folder: Path) -> Iterator[Row]:
-    for what, group in GROUPS.items():
-        yield _counted(folder, what, *group)
+    for what, mark in GROUPS.items():
+        yield _counted(folder / "report.xml", what, mark)
 
 
-def _counted(folder: Path, what: str, file: str, words: str) -> Row:
-    report = folder / "report.xml"
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-p",
-        "no:cacheprovider",
-        f"--junitxml={report}",
-        file,
-        "-k",
-        words,
-    ]
+def _counted(report: Path, what: str, mark: str) -> Row:
+    options = ["-q", "-p", "no:cacheprovider", f"--junitxml={report}", "-m", mark]
+    command = [sys.executable, "-m", "pytest", *options]
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     suite = ElementTree.parse(report).getroot().find("testsuite")
     tests, skipped, failed, errors = (int(suite.get(key)) for key in ("tests", "skipped", "failures", "errors"))
-    facts = {"tests": f'{file} -k "{words}"'}
+    facts = {"tests": f"pytest -m {mark}"}
     if tests == 0 or run.returncode not in (0, 1, 5):
         raise RuntimeError(f"{' '.join(command)}: {run.stdout[-2000:]}")
     if skipped:
