@@ -164,6 +164,7 @@ def test_a_gpu_that_works_is_used(on_gpu, caplog):
 
 
 @pytest.mark.parametrize("fitting", [1, 2, 3, 4, 7])
+@pytest.mark.fault_gpu_memory
 def test_out_of_memory_halves_the_step(on_gpu, caplog, fitting):
     segmenter, weights = on_gpu(out_of_memory(lambda slices: slices > fitting))
     done = []
@@ -177,6 +178,7 @@ def test_out_of_memory_halves_the_step(on_gpu, caplog, fitting):
     assert np.diff(done[-3:]).max() <= used
 
 
+@pytest.mark.fault_gpu_memory
 def test_out_of_memory_halves_the_step_of_slabs_too(on_gpu, caplog):
     segmenter, _ = on_gpu(out_of_memory(lambda slabs: slabs > 1))
     expected = segment(PixelNetwork(), HU, STATISTICS, 11, 16, slices_per_slab=3)
@@ -185,6 +187,7 @@ def test_out_of_memory_halves_the_step_of_slabs_too(on_gpu, caplog):
     assert [message[-8:] for message in caplog.messages] == ["trying 2", "trying 1"]  # from the four slabs there are
 
 
+@pytest.mark.fault_gpu_memory
 def test_out_of_memory_at_the_end_of_a_volume_begins_it_again(on_gpu):
     calls = []
     segmenter, _ = on_gpu(out_of_memory(lambda slices: calls.append(slices) or len(calls) == 2))
@@ -192,6 +195,7 @@ def test_out_of_memory_at_the_end_of_a_volume_begins_it_again(on_gpu):
     assert calls == [8, 3, 4, 4, 3]
 
 
+@pytest.mark.fault_gpu_memory
 def test_where_no_slice_fits_this_case_alone_goes_to_the_cpu(on_gpu, caplog):
     full = True
     segmenter, weights = on_gpu(out_of_memory(lambda slices: full))
@@ -215,6 +219,7 @@ def test_where_no_slice_fits_this_case_alone_goes_to_the_cpu(on_gpu, caplog):
         ("", "RuntimeError"),
     ],
 )
+@pytest.mark.fault_gpu
 def test_a_gpu_that_breaks_between_slices_is_given_up(on_gpu, caplog, error, cause):
     calls = []
 
@@ -234,6 +239,7 @@ def test_a_gpu_that_breaks_between_slices_is_given_up(on_gpu, caplog, error, cau
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.fault_gpu
 def test_logits_beyond_float16_are_an_error_not_a_mask(bad):
     class Overflowing(nn.Module):
         def __init__(self):
