@@ -1,11 +1,12 @@
 """The formulas of the FLARE22 organizers' evaluation script (Efficiency.py and load_json.py in JunMa11/FLARE)."""
 
 from collections import Counter
+from typing import Any
 
 LASTING_SHARE = 0.02
 
 
-def cpu_shares(before, now) -> tuple[float, float, float]:
+def cpu_shares(before: Any, now: Any) -> tuple[float, float, float]:
     """User, system and idle time of the host between two `psutil.cpu_times()`, in percent.
 
     The organizers divide by user + system + idle + 0.1 s, each the difference in CPU seconds, summed over all cores.
@@ -16,7 +17,7 @@ def cpu_shares(before, now) -> tuple[float, float, float]:
     return 100 * user_s / total_s, 100 * system_s / total_s, 100 * idle_s / total_s
 
 
-def cpu_percent(before, now) -> float:
+def cpu_percent(before: Any, now: Any) -> float:
     """The organizers' CPU utilisation of the whole host, 0 to 100: what `cpu_shares` leaves of idle time.
 
     An idle host of N cores, sampled every 0.1 s, reads about 100 / (N + 1) %, not 0.

@@ -6,6 +6,10 @@ imported it and opened a card: asking earlier would open one.
 
 import os
 import sys
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 
 class GpuMemory:
@@ -20,7 +24,7 @@ class GpuMemory:
         pynvml.NVMLError: There is no driver, or no card of that number.
     """
 
-    def __init__(self, number: int | None = None):
+    def __init__(self, number: int | None = None) -> None:
         import pynvml
 
         pynvml.nvmlInit()
@@ -46,9 +50,10 @@ class GpuMemory:
         return guess is not None and self._uuid(guess) != self._uuid(self._handle)
 
     def close(self) -> None:
+        """End the session with NVML."""
         or_none(self._nvml.nvmlShutdown)
 
-    def _guess(self):
+    def _guess(self) -> Any:
         entry = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0].strip()
         if entry.startswith(("GPU-", "MIG-")):  # CUDA takes the first digits of a UUID too
             self._settled = entry.startswith("MIG-")  # torch may name the whole card
@@ -56,7 +61,7 @@ class GpuMemory:
         number = int(entry)  # "" and -1 hide every card
         return self._instances(self._nvml.nvmlDeviceGetHandleByIndex(number))[0] if number >= 0 else None
 
-    def _find(self, uuid: str):
+    def _find(self, uuid: str) -> Any:
         for number in range(self._nvml.nvmlDeviceGetCount()):
             card = or_none(self._nvml.nvmlDeviceGetHandleByIndex, number)
             for handle in self._instances(card) if card else ():
@@ -64,18 +69,18 @@ class GpuMemory:
                     return handle
         return None
 
-    def _instances(self, card) -> list:
+    def _instances(self, card: Any) -> list[Any]:
         """The MIG instances of a card, of which CUDA uses the first it may; the card itself if undivided."""
         numbers = range(or_none(self._nvml.nvmlDeviceGetMaxMigDeviceCount, card) or 0)
         instances = (or_none(self._nvml.nvmlDeviceGetMigDeviceHandleByIndex, card, number) for number in numbers)
         return [instance for instance in instances if instance] or [card]
 
-    def _uuid(self, handle) -> str:
+    def _uuid(self, handle: Any) -> str:
         return or_none(self._nvml.nvmlDeviceGetUUID, handle) or ""
 
 
 def torch_usage() -> dict[str, dict[str, int]]:
-    """ "current" and "peak" bytes of torch's allocator, by column of monitor.csv; empty before torch has a card."""
+    """Current and peak bytes of torch's allocator, by column of monitor.csv; empty before torch has a card."""
     cuda = _open_cuda()
     if cuda is None:
         return {}
@@ -83,13 +88,13 @@ def torch_usage() -> dict[str, dict[str, int]]:
     return {f"torch_{kind}_mib": stats[f"{kind}_bytes"]["all"] for kind in ("allocated", "reserved")}
 
 
-def _open_cuda():
+def _open_cuda() -> Any:
     """torch.cuda, once the program has opened a card with it; else None."""
     cuda = sys.modules.get("torch.cuda")
     return cuda if cuda is not None and cuda.is_initialized() else None
 
 
-def or_none(read, *arguments):
+def or_none(read: Callable[..., T], *arguments: Any) -> T | None:
     """A reading, or None where it cannot be had."""
     try:
         return read(*arguments)

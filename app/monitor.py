@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, TextIO
 
 import psutil
 
@@ -40,7 +41,9 @@ class ResourceMonitor(Sampler):
         clock: Another clock than the machine's.
     """
 
-    def __init__(self, csv_path: Path | str, interval_s: float = 0.1, device: str = "auto", clock: Clock | None = None):
+    def __init__(
+        self, csv_path: Path | str, interval_s: float = 0.1, device: str = "auto", clock: Clock | None = None
+    ) -> None:
         clock = clock or Clock()
         super().__init__(self._take, interval_s, self._end, clock)
         self._csv_path = Path(csv_path)
@@ -48,14 +51,14 @@ class ResourceMonitor(Sampler):
         self._tree = ProcessTree(clock.now_s)
         self._watch_gpu = device != "cpu"
         self._gpu: GpuMemory | None = None
-        self._cpu_times = None
+        self._cpu_times: Any = None
         self._marks: dict[object, tuple[int, str, str]] = {}  # running stages in order of entry: thread, name, case
         self._peak: dict[str, float] = {}  # by column
         self._auc: dict[str, float] = {}  # area under the curve, by column
         self._gpu_mib_counts: Counter[float] = Counter()
         self._samples = 0
         self._duration_s = self._cpu_s = 0.0
-        self._file = None
+        self._file: TextIO | None = None
         self._flush_due_s = 0.0
 
     @contextmanager
@@ -130,11 +133,12 @@ class ResourceMonitor(Sampler):
                 self._gpu_mib_counts.clear()
                 self._peak.pop("gpu_used_mib", None)
                 self._auc.pop("gpu_used_mib", None)
-            row["gpu_used_mib"] = or_none(lambda: round(self._gpu.used_mib(), 3))
+            used_mib = or_none(self._gpu.used_mib)
+            row["gpu_used_mib"] = None if used_mib is None else round(used_mib, 3)
         if self._watch_gpu:
             for column, usage in (or_none(torch_usage) or {}).items():
                 row[column] = _mib(usage["current"])
-                self._peak[column] = max(_mib(usage["peak"]), self._peak.get(column, 0))
+                self._peak[column] = max(round(usage["peak"] / 2**20, 3), self._peak.get(column, 0))
         return row
 
     def _running(self) -> dict[str, str]:
@@ -150,9 +154,9 @@ class ResourceMonitor(Sampler):
         self._csv = csv.DictWriter(self._file, COLUMNS)
         self._csv.writeheader()
 
-    def _add_row(self, row: dict) -> None:
+    def _add_row(self, row: dict[str, Any]) -> None:
         self._csv.writerow(row)
-        if self._duration_s >= self._flush_due_s:
+        if self._file and self._duration_s >= self._flush_due_s:
             self._file.flush()
             self._flush_due_s = self._duration_s + FLUSH_INTERVAL_S
 

@@ -34,7 +34,7 @@ class RunRecord:
         OSError: The folder cannot be made.
     """
 
-    def __init__(self, outputs: Path):
+    def __init__(self, outputs: Path) -> None:
         for name in (_RECORD, _TABLE):
             for partial in outputs.glob(f"logs/*/{_partial(name)}"):
                 # A killed run left it. If its run is alive after all, that run writes it again.
@@ -55,10 +55,12 @@ class RunRecord:
         self._failed = False
 
     def add_case(self, entry: CaseEntry) -> None:
+        """Note a case that has ended, and write."""
         self.content["cases"].append(entry)
         self.write()
 
     def count(self, status: str) -> int:
+        """How many cases ended with that status."""
         return sum(case["status"] == status for case in self.content["cases"])
 
     def write(self) -> bool:

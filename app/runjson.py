@@ -5,7 +5,7 @@ docs/formats.md says what each field means. A change that readers must know of r
 
 import json
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, TypedDict
 
 FORMAT = 1
 
@@ -29,7 +29,7 @@ class CaseEntry(TypedDict, total=False):
     warnings: list[str]
     seconds: dict[str, float]
     organs: dict[str, dict[str, float | None]]
-    quality: dict[str, str | list[str]]
+    quality: dict[str, Any]
     input_sha256: str
     input_files_sha256: list[str]
     mask_sha256: str
@@ -48,7 +48,7 @@ class RunContent(TypedDict, total=False):
     dtype: str
     threads: int
     gpu_budget_mib: int
-    weights: dict[str, str | list[int]]
+    weights: dict[str, Any]
     versions: dict[str, str | None]
     start_up_s: float
     monitor: dict[str, float | int | str | None]  # ResourceMonitor.summary

@@ -3,6 +3,9 @@
 import threading
 import time
 from collections.abc import Callable
+from typing import TypeVar
+
+S = TypeVar("S", bound="Sampler")
 
 STOP_TIMEOUT_S = 2.0  # a driver call that hangs must not hold up the end of the run
 
@@ -10,10 +13,11 @@ STOP_TIMEOUT_S = 2.0  # a driver call that hangs must not hold up the end of the
 class Clock:
     """The time, and a wait that `stop` ends from another thread."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._stop = threading.Event()
 
     def now_s(self) -> float:
+        """Seconds since some moment."""
         return time.perf_counter()
 
     def wait_until(self, time_s: float) -> bool:
@@ -21,6 +25,7 @@ class Clock:
         return self._stop.wait(time_s - self.now_s())
 
     def stop(self) -> None:
+        """End the wait."""
         self._stop.set()
 
 
@@ -47,7 +52,7 @@ class Sampler:
         interval_s: float,
         at_end: Callable[[float], None] = lambda time_s: None,
         clock: Clock | None = None,
-    ):
+    ) -> None:
         self.interval_s = interval_s
         self.missed = self.late = 0
         self.error: str | None = None
@@ -56,12 +61,12 @@ class Sampler:
         self._clock = clock or Clock()
         self._thread = threading.Thread(target=self._run, name="sampler", daemon=True)
 
-    def __enter__(self) -> "Sampler":
+    def __enter__(self: S) -> S:
         self._start_s = self._clock.now_s()
         self._attempt(self._thread.start)  # fails where no more threads are allowed
         return self
 
-    def __exit__(self, *exception) -> None:
+    def __exit__(self, *exception: object) -> None:
         self._clock.stop()
         if self._thread.is_alive():
             self._thread.join(STOP_TIMEOUT_S)
@@ -82,7 +87,7 @@ class Sampler:
             self.missed += max(0, passed - tick)
             tick = max(passed, tick) + 1
 
-    def _attempt(self, action: Callable[[], None]) -> None:
+    def _attempt(self, action: Callable[[], object]) -> None:
         try:
             action()
         except Exception as error:
