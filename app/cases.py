@@ -65,8 +65,8 @@ def find_cases(inputs: list[Path], outputs: Path, note: Callable[[str], None] = 
 
 def input_sha256(case: Case) -> str | None:
     """Checksum of a case's input as it is now, comparable with `Volume.sha256`; None if it cannot be read."""
-    sums = [file_sha256(path) for path in case.files]
-    if None in sums:
+    sums = [digest for path in case.files if (digest := file_sha256(path))]
+    if len(sums) < len(case.files):
         return None
     return series_sha256(sums) if case.series else sums[0]
 

@@ -16,6 +16,13 @@ _UNEVEN = 0.01  # of the spacing: positions this far from even ones are rounded,
 _ROUNDING_MM = 0.05  # positions are often written with one decimal
 _SAME_PLACE = 0.01  # of the spacing: two planes nearer than this lie at one place
 _LEAST_TILT_DEGREES = 0.1  # below it directions are rounded
+# Of an enhanced CT's frames; each holds one item, with the elements that a classic CT has at its top.
+_MACROS = (
+    "PlanePositionSequence",
+    "PlaneOrientationSequence",
+    "PixelMeasuresSequence",
+    "PixelValueTransformationSequence",
+)
 _AXIAL = 0.7  # least cosine between a slice's normal and the body's axis: 45 degrees, gantries tilt by 30 at most
 
 
@@ -48,7 +55,7 @@ class Frame:
 
     @property
     def is_axial(self) -> bool:
-        return abs(self.normal[2]) >= _AXIAL
+        return bool(abs(self.normal[2]) >= _AXIAL)
 
 
 @dataclass(frozen=True)
@@ -86,10 +93,8 @@ def frames_of(header: DicomHeader, file: int = 0) -> list[Frame]:
     if len(per_frame) != header.number("NumberOfFrames", 1):
         raise InputError("its NumberOfFrames is not the number of its frames' descriptions")
     shared = header.items("SharedFunctionalGroupsSequence")
-    macros = ("PlanePositionSequence", "PlaneOrientationSequence", "PixelMeasuresSequence")
-    macros += ("PixelValueTransformationSequence",)
     return [
-        _frame([item for group in (one, *shared) for macro in macros for item in group.items(macro)], header, file, k)
+        _frame([item for group in (one, *shared) for macro in _MACROS for item in group.items(macro)], header, file, k)
         for k, one in enumerate(per_frame)
     ]
 

@@ -35,12 +35,17 @@ def read_planes(
     Raises:
         InputError: With the cause alone: the caller knows the file.
     """
-    if header.pixels is None:
+    pixels = header.pixels
+    if pixels is None:
         raise InputError("it has no pixels")
     if header.items("ModalityLUTSequence"):
         raise InputError("its HU are given by a table (Modality LUT): not supported")
     plain = header.text("TransferSyntaxUID") in (IMPLICIT, EXPLICIT, BIG_ENDIAN)
-    planes = _plain_planes(file, header, frames) if plain else _compressed_planes(file, header, frames, path, decoder)
+    planes = (
+        _plain_planes(file, header, pixels, frames)
+        if plain
+        else _compressed_planes(file, header, pixels, frames, path, decoder)
+    )
     for frame, hu in zip(frames, planes, strict=True):
         hu = np.clip(np.rint(hu), -(2**15), 2**15 - 1).astype(np.int16)
         padding_hu = _padding_hu(header, frame)
@@ -49,7 +54,9 @@ def read_planes(
         yield hu
 
 
-def _plain_planes(file: BinaryIO, header: DicomHeader, frames: Sequence[Frame]) -> Iterator[np.ndarray]:
+def _plain_planes(
+    file: BinaryIO, header: DicomHeader, place: tuple[int, int], frames: Sequence[Frame]
+) -> Iterator[np.ndarray]:
     allocated, stored = header.unsigned("BitsAllocated", 16), header.unsigned("BitsStored", 16)
     high = header.unsigned("HighBit", stored - 1)
     if allocated not in (8, 16) or not 0 < stored <= high + 1 <= allocated:
@@ -57,7 +64,7 @@ def _plain_planes(file: BinaryIO, header: DicomHeader, frames: Sequence[Frame]) 
     endian = ">" if header.text("TransferSyntaxUID") == BIG_ENDIAN else "<"
     unsigned = np.dtype(f"{endian}u{allocated // 8}")
     kind = "i" if header.unsigned("PixelRepresentation", 0) else "u"
-    at, size = header.pixels
+    at, size = place
     plane_bytes = unsigned.itemsize * frames[0].shape[0] * frames[0].shape[1]
     available = min(size, os.fstat(file.fileno()).st_size - at)
     declared = plane_bytes * int(header.number("NumberOfFrames", 1))
@@ -72,11 +79,16 @@ def _plain_planes(file: BinaryIO, header: DicomHeader, frames: Sequence[Frame]) 
 
 
 def _compressed_planes(
-    file: BinaryIO, header: DicomHeader, frames: Sequence[Frame], path: Path, decoder: Decoder
+    file: BinaryIO,
+    header: DicomHeader,
+    place: tuple[int, int],
+    frames: Sequence[Frame],
+    path: Path,
+    decoder: Decoder,
 ) -> Iterator[np.ndarray]:
     if len({(frame.slope, frame.intercept) for frame in frames}) > 1:
         raise InputError("compressed frames, each with a rescaling of its own, are not supported")
-    _check_fragments(file, header)
+    _check_fragments(file, *place)
     count, (rows, columns) = int(header.number("NumberOfFrames", 1)), frames[0].shape
     try:
         volume = decoder.decode(path, count, rows * columns)
@@ -87,9 +99,8 @@ def _compressed_planes(
     yield from (volume[frame.index] for frame in frames)
 
 
-def _check_fragments(file: BinaryIO, header: DicomHeader) -> None:
+def _check_fragments(file: BinaryIO, at: int, size: int) -> None:
     """Compressed pixels come in pieces with a mark behind the last (PS3.5, A.4): without it the file is cut short."""
-    at, size = header.pixels
     if size != UNDEFINED:
         raise InputError("damaged DICOM: compressed pixels that do not come in pieces")
     file_bytes = os.fstat(file.fileno()).st_size

@@ -26,13 +26,13 @@ class DecodeError(Exception):
 class Decoder:
     """Decodes files one after the other. The process starts with the first; leaving the context ends it."""
 
-    def __init__(self):
-        self._process: subprocess.Popen | None = None
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[bytes] | None = None
 
-    def __enter__(self):
+    def __enter__(self) -> "Decoder":
         return self
 
-    def __exit__(self, *exception):
+    def __exit__(self, *exception: object) -> None:
         if self._process:
             self._process.kill()
             self._process.communicate()
@@ -53,18 +53,20 @@ class Decoder:
         """
         if self._process is None:
             command = [sys.executable, "-I", __file__]  # nothing of the caller's folder or environment is imported
-            pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
-            self._process = subprocess.Popen(command, **pipes)
+            pipe, nowhere = subprocess.PIPE, subprocess.DEVNULL
+            self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=nowhere)
+        process, tasks, answers = self._process, self._process.stdin, self._process.stdout
+        assert tasks and answers  # both are pipes
         task = {"path": str(path), "bytes": _LIBRARY_BYTES + _FRAMES_IN_MEMORY * frames * pixels}
-        timer = threading.Timer(_SECONDS + _SECONDS_PER_FRAME * frames, self._process.kill)
+        timer = threading.Timer(_SECONDS + _SECONDS_PER_FRAME * frames, process.kill)
         timer.start()
         try:
-            self._process.stdin.write(json.dumps(task).encode() + b"\n")
-            self._process.stdin.flush()
-            answer = json.loads(self._process.stdout.readline() or '{"error": "ended without an answer"}')
+            tasks.write(json.dumps(task).encode() + b"\n")
+            tasks.flush()
+            answer = json.loads(answers.readline() or '{"error": "ended without an answer"}')
             if "error" in answer:
                 raise DecodeError(answer["error"])
-            data = self._process.stdout.read(answer["size"])
+            data = answers.read(answer["size"])
             return np.frombuffer(data, answer["dtype"]).reshape(answer["shape"])
         except (OSError, ValueError):
             raise DecodeError("ended without an answer") from None

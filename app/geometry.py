@@ -43,9 +43,8 @@ def geometry_of(
 ) -> tuple[Geometry, tuple[str, ...]]:
     """The grid of a file, turned to its nearest axes, and warnings.
 
-    The largest direction cosine is assigned first, then the largest that is left.
-
-    ITK's `DICOMOrient` and nibabel do the same, so that oblique scans come out as theirs do.
+    The largest direction cosine is assigned first, then the largest that is left: so do ITK's `DICOMOrient` and
+    nibabel.
 
     Args:
         shape: Voxels per axis in the file's order, slowest first (k, j, i).
@@ -59,15 +58,15 @@ def geometry_of(
         world, axis = np.unravel_index(left.argmax(), left.shape)
         world_axis[axis] = int(world)
         left[world, :] = left[:, axis] = -1
-    axes = tuple(2 - world_axis[axis] for axis in (2, 1, 0))  # k, j, i; z, y, x
-    flips = tuple(bool(directions[world_axis[axis], axis] < 0) for axis in (2, 1, 0))
-    spacing = np.linalg.norm(affine[:3, :3], axis=0)[::-1]
-    place = [axes.index(axis) for axis in range(3)]  # file axis of z, y, x
+    i, j, k = world_axis
+    axes = (2 - k, 2 - j, 2 - i)
+    z, y, x = (axes.index(axis) for axis in range(3))  # the file axis of each array axis, slowest first
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)[::-1].tolist()
     geometry = Geometry(
-        shape=tuple(shape[axis] for axis in place),
-        spacing_mm=tuple(float(spacing[axis]) for axis in place),
+        shape=(shape[z], shape[y], shape[x]),
+        spacing_mm=(spacing[z], spacing[y], spacing[x]),
         axes=axes,
-        flips=flips,
+        flips=(bool(directions[k, 2] < 0), bool(directions[j, 1] < 0), bool(directions[i, 0] < 0)),
         mask_header=mask_header,
         upright=float(abs(np.linalg.det(directions))),
     )

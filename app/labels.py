@@ -40,3 +40,4 @@ ORGANS = (
 )
 
 NUM_CLASSES = len(ORGANS) + 1
+COLOURS = ((0, 0, 0), *(organ.colour for organ in ORGANS))  # RGB by label, background black

@@ -9,6 +9,8 @@ import secrets
 import stat
 import time
 import zlib
+from collections.abc import Iterator
+from io import FileIO
 from itertools import chain
 from pathlib import Path
 
@@ -97,7 +99,7 @@ def _lock(descriptor: int, unsupported: bool) -> bool:
 
 
 @contextlib.contextmanager
-def _temporary_in(folder: Path):
+def _temporary_in(folder: Path) -> Iterator[tuple[FileIO, Path]]:
     """A new locked file and its path; gone at the end unless renamed, whatever ends it (Ctrl-C and SIGTERM too)."""
     path = folder / secrets.token_hex(8).join(_TEMPORARY)
     try:
@@ -110,20 +112,20 @@ def _temporary_in(folder: Path):
             path.unlink()
 
 
-def _write_gzip(file, geometry: Geometry, mask: np.ndarray) -> int:
+def _write_gzip(file: FileIO, geometry: Geometry, mask: np.ndarray) -> int:
     """Compress header and voxels into `file`. Returns the CRC-32 of what went in."""
     compressor = zlib.compressobj(_GZIP_LEVEL, zlib.DEFLATED, WBITS["gzip"])  # no name, no time: the same bytes
     voxels = geometry.in_file_order(mask)
-    parts = (np.ascontiguousarray(voxels[block]) for block in blocks_of(voxels.shape, 1))
+    blocks = (voxels[block].tobytes() for block in blocks_of(voxels.shape, 1))
     checksum = 0
-    for part in chain([geometry.mask_header], parts):
+    for part in chain([geometry.mask_header], blocks):
         checksum = zlib.crc32(part, checksum)
         _write_all(file, compressor.compress(part))
     _write_all(file, compressor.flush())
     return checksum
 
 
-def _write_all(file, data: bytes) -> None:
+def _write_all(file: FileIO, data: bytes) -> None:
     left = memoryview(data)
     while left:
         left = left[file.write(left) :]
@@ -133,9 +135,10 @@ def _verified(path: Path, size: int, checksum: int) -> str:
     """SHA-256 of a written file, after it was decompressed and found to be what was meant."""
     digest = hashlib.sha256()
     found_size, found = 0, 0
+    warnings: list[str] = []
     try:
         with open(path, "rb", buffering=0) as file:
-            for part in inflated(chunks_of(file, digest), "gzip", warnings := []):
+            for part in inflated(chunks_of(file, digest), "gzip", warnings):
                 found, found_size = zlib.crc32(part, found), found_size + len(part)
     except InputError as error:
         raise OSError(errno.EIO, f"read back: {error}") from None

@@ -67,17 +67,17 @@ def parse_nifti(raw: bytes) -> Header:
     if code not in _DTYPES:
         raise InputError(f"voxels of type {_REFUSED.get(code, f'code {code}')} are not CT numbers")
     dtype = np.dtype(_DTYPES[code]).newbyteorder(header["dim"].dtype.byteorder)
-    slope, inter, warnings = _scaling(header["scl_slope"].item(), header["scl_inter"].item())
+    slope, inter, doubts = _scaling(header["scl_slope"].item(), header["scl_inter"].item())
     if bitpix != 8 * dtype.itemsize:
-        warnings.append(f"bitpix {bitpix} contradicts the data type {dtype.name}: the data type is used")
+        doubts.append(f"bitpix {bitpix} contradicts the data type {dtype.name}: the data type is used")
     if size != header.dtype.itemsize:
-        warnings.append(f"sizeof_hdr {size} is wrong: the magic number is that of a header of {header.dtype.itemsize}")
+        doubts.append(f"sizeof_hdr {size} is wrong: the magic number is that of a header of {header.dtype.itemsize}")
     with np.errstate(all="ignore"):  # of numbers that are no geometry
-        form, repairs, doubts = _form(header)
+        form, repairs, form_doubts = _form(header)
         mask_header = mask_header_like(header, form if repairs else None)
     affine = np.eye(4)
     affine[:3] = form * mm_per_unit(header["xyzt_units"].item())
-    warnings = (*repairs, *doubts, *warnings)
+    warnings = (*repairs, *form_doubts, *doubts)
     return Header(shape, dtype, slope, inter, affine, _offsets(header, raw), None, mask_header, warnings)
 
 
@@ -126,7 +126,7 @@ def _form(header: np.ndarray) -> tuple[np.ndarray, list[str], list[str]]:
     no_spacing = "voxel spacing " + " x ".join(f"{size:g}" for size in pixdim) + " is not positive"
     spaced = all(0 < size < math.inf for size in np.float32(pixdim))  # also false for NaN; float32: the mask's numbers
     shift, sform = header["qoffset"].astype(np.float64), header["srow"].astype(np.float64)
-    qform = np.column_stack([_rotation(*header["quaternion"].tolist(), qfac) * pixdim, shift])
+    qform = np.column_stack([_rotation(header["quaternion"].tolist(), qfac) * pixdim, shift])
     forms = {"sform": sform, "qform": qform}
     codes = {name: code for name in forms if (code := header[f"{name}_code"].item()) > 0}
     if not codes and spaced:
@@ -161,8 +161,9 @@ def _form(header: np.ndarray) -> tuple[np.ndarray, list[str], list[str]]:
     return form, repairs, doubts
 
 
-def _rotation(b: float, c: float, d: float, qfac: float) -> np.ndarray:
+def _rotation(quaternion: list[float], qfac: float) -> np.ndarray:
     """The standard's rotation, its third column turned round where qfac is negative; NaN where there is none."""
+    b, c, d = quaternion
     squared = b * b + c * c + d * d
     if squared > 1.01:  # of no unit quaternion
         return np.full((3, 3), np.nan)

@@ -1,5 +1,7 @@
 """Where the fields of a NIfTI header lie, in versions 1 and 2, and which version and byte order a header has."""
 
+from typing import Literal
+
 import numpy as np
 
 from app.errors import InputError
@@ -47,7 +49,8 @@ def fields_of(raw: bytes) -> np.ndarray:
     """
     if len(raw) < 4:
         raise InputError(f"{len(raw)} bytes are too few for a NIfTI header")
-    order_of_size = {int.from_bytes(raw[:4], name): order for name, order in (("little", "<"), ("big", ">"))}
+    little, big = int.from_bytes(raw[:4], "little"), int.from_bytes(raw[:4], "big")
+    order_of_size: dict[int, Literal["<", ">"]] = {little: "<", big: ">"}
     for layout, magics, start in ((NIFTI1, (MAGIC1, PAIR), 344), (NIFTI2, (MAGIC2,), 4)):
         order = order_of_size.get(layout.itemsize)
         if order and len(raw) < layout.itemsize:

@@ -39,9 +39,9 @@ def decide(logits: torch.Tensor) -> torch.Tensor:
     largest = logits.argmax(dim=3).to(torch.uint8)
     # Neighbour k of a cell lies at its corner (y, x); the cell's 16 pixels lie between.
     corners = [(slice(y, y - 1 or None), slice(x, x - 1 or None)) for y in (0, 1) for x in (0, 1)]
-    first, *others = (largest[:, y, x] for y, x in corners)  # (N, h + 1, w + 1)
+    first, second, third, fourth = (largest[:, y, x] for y, x in corners)  # (N, h + 1, w + 1)
     cells = first[:, :, None, :, None].repeat(1, 1, 4, 1, 4)  # (N, h + 1, 4, w + 1, 4)
-    n, i, j = torch.where(sum(first != other for other in others))
+    n, i, j = torch.where((first != second) | (first != third) | (first != fourth))
     neighbours = torch.stack([logits[:, y, x][n, i, j] for y, x in corners], dim=1)  # (mixed cells, 4, 14)
     with torch.autocast(logits.device.type, enabled=False):  # validation during training is under one
         pixels = (_WEIGHTS.to(logits.device) @ neighbours).argmax(dim=2).to(torch.uint8)  # (mixed cells, 16)

@@ -37,12 +37,18 @@ def clipped_statistics(hu: np.ndarray, window_hu: tuple[int, int] = WINDOW_HU) -
     return mean, std if std > 0 else 1.0
 
 
-def normalise(hu: torch.Tensor, mean_hu, std_hu, window_hu: tuple[int, int] = WINDOW_HU) -> torch.Tensor:
+def normalise(
+    hu: torch.Tensor,
+    mean_hu: float | torch.Tensor,
+    std_hu: float | torch.Tensor,
+    window_hu: tuple[int, int] = WINDOW_HU,
+) -> torch.Tensor:
     """Clip to the window and z-score.
 
     Args:
         hu: HU of any numeric dtype, any shape, on any device.
-        mean_hu, std_hu: Statistics of the clipped volume; numbers, or tensors that broadcast.
+        mean_hu: Mean of the clipped volume; a tensor must broadcast.
+        std_hu: Its standard deviation; a tensor must broadcast.
         window_hu: Lower and upper clip bound.
 
     Returns:

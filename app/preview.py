@@ -5,15 +5,11 @@ from pathlib import Path
 import numpy as np
 from scipy import ndimage
 
-from app.labels import NUM_CLASSES, ORGANS
+from app.labels import COLOURS, NUM_CLASSES
 
 SOFT_TISSUE_HU = (-160, 240)
 HEIGHT_PX = 512
 FILL = 0.35  # opacity of an organ's inside; its outline is opaque
-
-_COLOURS = np.zeros((NUM_CLASSES, 3))
-for organ in ORGANS:
-    _COLOURS[organ.label] = organ.colour
 
 
 def write_preview(path: Path, hu: np.ndarray, labels: np.ndarray, spacing_mm: tuple[float, float, float]) -> None:
@@ -29,7 +25,7 @@ def write_preview(path: Path, hu: np.ndarray, labels: np.ndarray, spacing_mm: tu
     """
     import SimpleITK as sitk  # costs a second, and only previews need it
 
-    z, y = _best_slice(labels, 0), _best_slice(labels, 1)
+    z, y = richest_slice(labels, 0), richest_slice(labels, 1)
     px_per_mm = HEIGHT_PX / (max(hu.shape[1] * spacing_mm[1], hu.shape[0] * spacing_mm[0]))
     axial = _overlay(hu[z, ::-1, ::-1], labels[z, ::-1, ::-1], spacing_mm[1:], px_per_mm)
     coronal = _overlay(hu[::-1, y, ::-1], labels[::-1, y, ::-1], spacing_mm[::2], px_per_mm)
@@ -37,7 +33,7 @@ def write_preview(path: Path, hu: np.ndarray, labels: np.ndarray, spacing_mm: tu
     sitk.WriteImage(sitk.GetImageFromArray(np.ascontiguousarray(picture), isVector=True), str(path))
 
 
-def _best_slice(labels: np.ndarray, axis: int) -> int:
+def richest_slice(labels: np.ndarray, axis: int) -> int:
     """Index along an axis of the slice with the most organs, then the most organ voxels; the middle if none."""
     slices = np.moveaxis(labels, axis, 0)
     counts = np.stack([np.bincount(part.ravel(), minlength=NUM_CLASSES)[1:] for part in slices])
@@ -52,12 +48,26 @@ def _overlay(hu: np.ndarray, labels: np.ndarray, spacing_mm: tuple[float, float]
     height, width = (max(1, round(n * mm * px_per_mm)) for n, mm in zip(hu.shape, spacing_mm, strict=True))
     grey = np.clip((_resized(hu.astype(np.float32), (height, width), order=1) - low) / (high - low), 0, 1) * 255
     organs = _resized(labels, (height, width), order=0)
-    inside = organs > 0
-    outline = inside & ((ndimage.maximum_filter(organs, 3) != organs) | (ndimage.minimum_filter(organs, 3) != organs))
-    opacity = np.where(outline, 1.0, np.where(inside, FILL, 0.0))[..., None]
-    rgb = np.rint(grey[..., None] * (1 - opacity) + _COLOURS[organs] * opacity).astype(np.uint8)
+    rgb = np.rint(fill_organs(grey[..., None], organs, FILL)).astype(np.uint8)
     above = (HEIGHT_PX - height) // 2
     return np.pad(rgb, ((above, HEIGHT_PX - height - above), (0, 0), (0, 0)))
+
+
+def fill_organs(grey: np.ndarray, labels: np.ndarray, opacity: float) -> np.ndarray:
+    """A slice with its organs in their colours: outlines opaque, insides of an opacity from 0 to 1.
+
+    Args:
+        grey: Floats 0..255, (rows, columns, 1 or 3).
+        labels: uint8 (rows, columns).
+        opacity: Of the insides.
+
+    Returns:
+        Floats 0..255, (rows, columns, 3).
+    """
+    inside = labels > 0
+    outline = inside & ((ndimage.maximum_filter(labels, 3) != labels) | (ndimage.minimum_filter(labels, 3) != labels))
+    alpha = np.where(outline, 1.0, np.where(inside, opacity, 0.0))[..., None]
+    return grey * (1 - alpha) + np.array(COLOURS)[labels] * alpha
 
 
 def _resized(image: np.ndarray, size: tuple[int, int], order: int) -> np.ndarray:

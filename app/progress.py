@@ -19,7 +19,7 @@ class Progress:
         quiet: Show nothing but warnings and errors.
     """
 
-    def __init__(self, total_cases: int, quiet: bool):
+    def __init__(self, total_cases: int, quiet: bool) -> None:
         self.total_cases, self.case_number, self.case_name = total_cases, 0, ""
         self.start_s = time.monotonic()
         self.bar = sys.stderr.isatty() and os.environ.get("TERM") != "dumb" and not quiet
@@ -70,10 +70,10 @@ class _OneLine(logging.Formatter):
         return one_line(super().formatMessage(record))
 
 
-class _ClearingHandler(logging.StreamHandler):
+class _ClearingHandler(logging.StreamHandler):  # type: ignore[type-arg]  # Python 3.10 takes no argument here
     """Log lines to stderr that do not collide with the bar."""
 
-    def __init__(self, progress: Progress):
+    def __init__(self, progress: Progress) -> None:
         super().__init__(sys.stderr)
         self.progress = progress
 

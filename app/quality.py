@@ -73,7 +73,9 @@ class _Scan(NamedTuple):
     spacing_mm: tuple[float, float, float]
 
 
-def assess(labels: np.ndarray, hu: np.ndarray, spacing_mm: tuple, measures: dict[int, Measure]) -> Quality:
+def assess(
+    labels: np.ndarray, hu: np.ndarray, spacing_mm: tuple[float, float, float], measures: dict[int, Measure]
+) -> Quality:
     """Judge a mask.
 
     Args:
@@ -97,11 +99,10 @@ def assess(labels: np.ndarray, hu: np.ndarray, spacing_mm: tuple, measures: dict
     return Quality(worst, tuple(reason for verdict, reason in found if verdict == worst or worst != IMPLAUSIBLE))
 
 
-def _coarse(labels: np.ndarray, hu: np.ndarray, spacing_mm: tuple) -> _Scan:
-    steps = [max(1, round(cell / size)) for cell, size in zip(_CELL_MM, spacing_mm, strict=True)]
-    every = tuple(slice(None, None, step) for step in steps)
-    labels, hu = np.ascontiguousarray(labels[every]), np.ascontiguousarray(hu[every])
-    return _Scan(labels, hu, tuple(step * size for step, size in zip(steps, spacing_mm, strict=True)))
+def _coarse(labels: np.ndarray, hu: np.ndarray, spacing_mm: tuple[float, float, float]) -> _Scan:
+    z, y, x = (max(1, round(cell / size)) for cell, size in zip(_CELL_MM, spacing_mm, strict=True))
+    labels, hu = np.ascontiguousarray(labels[::z, ::y, ::x]), np.ascontiguousarray(hu[::z, ::y, ::x])
+    return _Scan(labels, hu, (z * spacing_mm[0], y * spacing_mm[1], x * spacing_mm[2]))
 
 
 def _cross_sections(scan: _Scan) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -188,7 +189,7 @@ def _in_pieces(scan: _Scan) -> _Findings:
             yield LOOK, f"in pieces far apart: {_names([label])}"
 
 
-def _gap_mm(one: tuple, other: tuple, spacing_mm: tuple) -> float:
+def _gap_mm(one: tuple[slice, ...], other: tuple[slice, ...], spacing_mm: tuple[float, float, float]) -> float:
     """Between two boxes of slices, along the axis that parts them most; negative if they overlap."""
     axes = zip(one, other, spacing_mm, strict=True)
     return max(max(a.start - b.stop, b.start - a.stop) * mm for a, b, mm in axes)
@@ -204,8 +205,9 @@ def _organ_by_organ(measures: dict[int, Measure], slices: int) -> _Findings:
         if word and label != _DUODENUM:
             yield LOOK, f"{word} {_names([label])}: {present[label].ml:.1f} ml"
     for label in _SOLID:
-        if label in present and not SOLID_HU[0] <= present[label].mean_hu <= SOLID_HU[1]:
-            yield LOOK, f"{_names([label])} of {present[label].mean_hu:.0f} HU"
+        mean_hu = measures[label].mean_hu
+        if mean_hu is not None and not SOLID_HU[0] <= mean_hu <= SOLID_HU[1]:
+            yield LOOK, f"{_names([label])} of {mean_hu:.0f} HU"
     whole = {label for label, word in odd.items() if not word and label not in cut}
     expected = set(measures) - set(_DOUBTFUL) if _LIVER in whole else set()
     expected |= {_RK, _LK} if whole & {_RK, _LK} else set()

@@ -23,7 +23,9 @@ def nearest_spacing(spacing_mm: tuple[float, float], seen_mm: tuple[float, float
     return min(max(spacing_mm[0], low), high), min(max(spacing_mm[1], low), high)
 
 
-def resampled_shape(shape: tuple[int, int, int], spacing_mm, new_spacing_mm) -> tuple[int, int, int]:
+def resampled_shape(
+    shape: tuple[int, int, int], spacing_mm: tuple[float, float], new_spacing_mm: tuple[float, float]
+) -> tuple[int, int, int]:
     """(z, y, x) of a volume at another (y, x) spacing, at least one pixel a side."""
     y, x = (
         max(1, round(size * old / new)) for size, old, new in zip(shape[1:], spacing_mm, new_spacing_mm, strict=True)

@@ -1,7 +1,10 @@
 """The bytes of a file, in chunks: hashed as they are read, decompressed with every checksum verified."""
 
+import hashlib
 import zlib
 from collections.abc import Iterator
+from io import FileIO
+from typing import BinaryIO
 
 from app.errors import InputError
 
@@ -9,7 +12,7 @@ _CHUNK_BYTES = 1 << 15  # bytes read at a time; deflate makes at most 33 MB of o
 WBITS = {"gzip": 31, "zlib": 47}  # zlib's words; 47 also takes gzip, as MetaIO does
 
 
-def chunks_of(file, digest) -> Iterator[bytes]:
+def chunks_of(file: BinaryIO | FileIO, digest: "hashlib._Hash") -> Iterator[bytes]:
     """All bytes of an open file; each goes into the digest too."""
     while chunk := file.read(_CHUNK_BYTES):
         digest.update(chunk)
@@ -61,7 +64,7 @@ def take(chunks: Iterator[bytes], size: int) -> bytes:
 class Stream:
     """A stream of chunks, read into buffers."""
 
-    def __init__(self, chunks: Iterator[bytes]):
+    def __init__(self, chunks: Iterator[bytes]) -> None:
         self._chunks = chunks
         self._chunk = memoryview(b"")
 

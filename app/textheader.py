@@ -76,7 +76,7 @@ def parse_metaimage(raw: bytes) -> Header:
     big_endian = fields.first("BinaryDataByteOrderMSB", "ElementByteOrderMSB", default="False").lower() == "true"
     sizes = fields.sizes("DimSize", "NDims")
     n = len(sizes)
-    axes = fields.numbers_of("TransformMatrix", "Rotation", "Orientation", default=np.eye(n).ravel(), count=n * n)
+    axes = fields.numbers_of("TransformMatrix", "Rotation", "Orientation", default=np.eye(n).ravel().tolist(), count=n * n)
     return _header(
         sizes=sizes[:3],
         dtype=fields.dtype("ElementType", _META_TYPES, "big" if big_endian else "little"),
@@ -115,8 +115,8 @@ def parse_nrrd(raw: bytes) -> Header:
         if to_ras is None:
             raise InputError(f"space {space!r} is not one of LPS, RAS, LAS")
         axes = np.reshape(fields.numbers_of("space directions", count=9), (3, 3)).T
-        spacing = np.linalg.norm(axes, axis=0)
-        axes = axes / np.where(spacing > 0, spacing, 1)
+        lengths = np.linalg.norm(axes, axis=0)
+        axes, spacing = axes / np.where(lengths > 0, lengths, 1), lengths.tolist()
     else:
         spacing = fields.numbers_of("spacings", count=len(sizes))[:3]
     return _header(
@@ -134,7 +134,7 @@ def parse_nrrd(raw: bytes) -> Header:
 class _Fields:
     """The lines `name <separator> value` of a text header. Every reader raises InputError by the field's name."""
 
-    def __init__(self, raw: bytes, separator: str):
+    def __init__(self, raw: bytes, separator: str) -> None:
         lines = (line for line in raw.decode("latin-1").splitlines() if not line.startswith("#"))
         pairs = (line.split(separator, 1) for line in lines if separator in line)
         self._values = {name.strip(): value.strip() for name, value in pairs}
@@ -148,7 +148,7 @@ class _Fields:
             raise InputError(f"its header has no {name}")
         return value
 
-    def numbers(self, name: str, default: list | None = None) -> list[float]:
+    def numbers(self, name: str, default: list[float] | None = None) -> list[float]:
         if default is not None and name not in self._values:
             return default
         try:
@@ -156,7 +156,7 @@ class _Fields:
         except ValueError:
             raise InputError(f"its header's {name} is not made of numbers: {self.text(name)[:60]!r}") from None
 
-    def numbers_of(self, *names: str, count: int, default=None) -> list[float]:
+    def numbers_of(self, *names: str, count: int, default: list[float] | None = None) -> list[float]:
         name = next((name for name in names if name in self._values), names[0])
         values = self.numbers(name, default)
         if len(values) != count:
@@ -185,7 +185,17 @@ class _Fields:
         return np.dtype((">" if endian == "big" else "<") + code)
 
 
-def _header(*, sizes, dtype, axes, spacing, origin, to_ras, offset, compression) -> Header:
+def _header(
+    *,
+    sizes: list[int],
+    dtype: np.dtype,
+    axes: np.ndarray,
+    spacing: list[float],
+    origin: list[float],
+    to_ras: np.ndarray,
+    offset: int,
+    compression: str | None,
+) -> Header:
     sized = "voxel spacing " + " x ".join(f"{size:g}" for size in spacing)
     if not all(0 < abs(size) < np.inf for size in spacing):
         raise InputError(f"{sized} is not positive")

@@ -44,9 +44,9 @@ def run_ours(scan: Path, outputs: Path, options) -> tuple:
     return cost, recording.complete(), record
 
 
-def run_plain(scan: Path, mask: Path, options) -> tuple:
+def run_naive(scan: Path, mask: Path, options) -> tuple:
     """Cost, organizers' samples, and what the naive program printed."""
-    command = [sys.executable, "-m", "benchmarks.plain", str(scan), str(mask), "--device", options.device]
+    command = [sys.executable, "-m", "benchmarks.naive", str(scan), str(mask), "--device", options.device]
     with Recording(options.gpu) as recording:
         cost, printed = measured([*command, "--weights", str(options.weights)], options.threads)
     return cost, recording.complete(), json.loads(printed)
@@ -122,9 +122,9 @@ def import_seconds(threads: int) -> dict[str, float]:
     return dict(sorted(((name, s) for name, s in seconds.items() if s >= 0.005), key=lambda item: -item[1]))
 
 
-def ratio(plain: list[dict], ours: list[dict], key: str) -> dict[str, float]:
+def ratio(naive: list[dict], ours: list[dict], key: str) -> dict[str, float]:
     """Naive over ours, run by run: median and range."""
-    ratios = [one[key] / other[key] for one, other in zip(plain, ours, strict=True)]
+    ratios = [one[key] / other[key] for one, other in zip(naive, ours, strict=True)]
     return {"median": statistics.median(ratios), "min": min(ratios), "max": max(ratios)}
 
 
@@ -142,10 +142,10 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     options.gpu = open_gpu(0) if options.device == "cuda" else None
     options.idle = measure_idle(options.gpu, IDLE_S)
-    with_plain = importlib.util.find_spec("SimpleITK") is not None
-    if not with_plain:
+    with_naive = importlib.util.find_spec("SimpleITK") is not None
+    if not with_naive:
         print("SimpleITK is not installed: our program is measured, the naive one is not", file=sys.stderr)
-    ours, plain, differing = [], [], {}
+    ours, naive, differing = [], [], {}
     with tempfile.TemporaryDirectory(prefix="cold_case-") as folder:
         scratch = Path(folder)
         scan = scratch / "scan_0000.nii.gz"
@@ -154,16 +154,16 @@ def main(arguments: list[str] | None = None) -> None:
             cost, samples, record = run_ours(scan, scratch / f"ours{k}", options)
             ours.append(ours_entry(cost, samples, record, options))
             print(f"ours {cost.wall_s:7.2f} s", flush=True)
-            if with_plain:
-                cost, samples, printed = run_plain(scan, scratch / "plain.nii.gz", options)
-                plain.append(entry(cost, samples, printed["seconds"], printed["torch_reserved_mib"], options))
+            if with_naive:
+                cost, samples, printed = run_naive(scan, scratch / "naive.nii.gz", options)
+                naive.append(entry(cost, samples, printed["seconds"], printed["torch_reserved_mib"], options))
                 print(f"naive {cost.wall_s:6.2f} s", flush=True)
         profiled = profile(scan, scratch / "profile", options)
         mask = read_volume(scratch / "ours0" / "scan.nii.gz").hu
         reference = float32_mask(scan, options)
         differing["ours_float32"] = float((mask != reference).mean())
-        if with_plain:
-            differing["plain"] = float((mask != read_volume(scratch / "plain.nii.gz").hu).mean())
+        if with_naive:
+            differing["naive"] = float((mask != read_volume(scratch / "naive.nii.gz").hu).mean())
         size_mib = scan.stat().st_size / 2**20
     result = {
         **provenance(options.device, options.threads),
@@ -172,14 +172,14 @@ def main(arguments: list[str] | None = None) -> None:
         "scan_mib": size_mib,
         "idle": options.idle._asdict(),
         "ours": ours,
-        "plain": plain,
-        "plain_over_ours": {key: ratio(plain, ours, key) for key in Cost._fields} if plain else {},
+        "naive": naive,
+        "naive_over_ours": {key: ratio(naive, ours, key) for key in Cost._fields} if naive else {},
         "differing_share": differing,
         "profile": profiled,
     }
     output = options.output or result_path("cold_case", options.device)
     write(result, output)
-    for key, values in result["plain_over_ours"].items():
+    for key, values in result["naive_over_ours"].items():
         print(f"{key:12} naive / ours {values['median']:.2f} ({values['min']:.2f} to {values['max']:.2f})")
     print(f"share of voxels that differ: {differing}\n{output}")
 

@@ -1,7 +1,7 @@
 """DSC and NSD by FLARE22's rules: `python -m evaluation.accuracy PRED TRUTH -o scores.csv`.
 
-Columns and names are those of the organizers' scripts (JunMa11/FLARE); the rules are in `scoring`. Where those
-scripts look away (a case without prediction), this goes on and says so.
+Columns and names are those of the organizers' scripts (JunMa11/FLARE); the rules are in `scoring`. The scripts pass
+over a case without a prediction; here it scores 0 and is named.
 """
 
 import argparse
@@ -28,7 +28,7 @@ INCOMPLETE_EXIT = 1  # some prediction was missing (scored as zeros) or could no
 ERROR_EXIT = 2  # nothing was scored
 
 
-class Cases(NamedTuple):
+class MaskPairs(NamedTuple):
     """What there is to score.
 
     Attributes:
@@ -40,7 +40,7 @@ class Cases(NamedTuple):
     extra: list[str]
 
 
-def find_cases(prediction: Path, truth: Path) -> Cases:
+def pair_masks(prediction: Path, truth: Path) -> MaskPairs:
     """Pair predictions with truths: folders by equal names ending in .nii.gz, not hidden, or two single files.
 
     Raises:
@@ -52,16 +52,16 @@ def find_cases(prediction: Path, truth: Path) -> Cases:
     if prediction.is_dir() != truth.is_dir():
         raise MaskError(f"{prediction} and {truth}: give two folders or two files")
     if truth.is_file():
-        return Cases({truth.name: (prediction, truth)}, [])
+        return MaskPairs({truth.name: (prediction, truth)}, [])
     predicted, annotated = ({path.name for path in folder.glob("[!.]*.nii.gz")} for folder in (prediction, truth))
     if not annotated:
         raise MaskError(f"{truth}: no .nii.gz file in this folder")
     pairs = {name: (prediction / name if name in predicted else None, truth / name) for name in sorted(annotated)}
-    return Cases(pairs, sorted(predicted - annotated))
+    return MaskPairs(pairs, sorted(predicted - annotated))
 
 
 def score_cases(
-    cases: Cases, organs: AnnotatedOrgans, minimum_dsc: float = MINIMUM_DSC, workers: int = 1
+    cases: MaskPairs, organs: AnnotatedOrgans, minimum_dsc: float = MINIMUM_DSC, workers: int = 1
 ) -> Iterator[tuple[str, Scores | MaskError]]:
     """Yield (case name, scores) sorted by name; a missing prediction scores zeros.
 
@@ -112,14 +112,14 @@ def _table(results: Mapping[str, Scores], failed: Sequence[str]) -> list[list[st
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m evaluation.accuracy", description=__doc__.split("\n")[0])
     parser.add_argument("prediction", type=Path, metavar="PRED", help="folder of masks (.nii.gz), or one mask")
-    parser.add_argument("truth", type=Path, metavar="TRUTH", help="the same of the ground truth, under the same names")
+    parser.add_argument("truth", type=Path, metavar="TRUTH", help="folder or file of ground truth, named alike")
     parser.add_argument(
         "-o", "--output", type=Path, required=True, metavar="CSV", help="scores; the .json beside it: means"
     )
     parser.add_argument(
         "--organs", type=annotated_organs, default="1-13", metavar="LIST_OR_TSV",
         help="organs annotated in the truth, e.g. 1-11,13 or Liver,RK (default: all); the others' cells stay empty. "
-        "Or a .tsv file whose first column names the cases (or files of theirs), its column 'annotated' their lists",
+        "Or a .tsv file whose first column names the cases or their files; its column 'annotated' holds their lists",
     )  # fmt: skip
     parser.add_argument("--workers", type=int, default=usable_cpus(), help="processes (default: one per CPU)")
     parser.add_argument(
@@ -140,7 +140,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     results: dict[str, Scores] = {}
     missing, failed = [], []
     try:
-        cases = find_cases(arguments.prediction, arguments.truth)
+        cases = pair_masks(arguments.prediction, arguments.truth)
         for name, scores in score_cases(cases, arguments.organs, arguments.minimum_dsc, arguments.workers):
             if isinstance(scores, MaskError):
                 failed.append(name)

@@ -63,7 +63,7 @@ def segmentation(on_series: MaskOnSeries, organs: Sequence[Organ], version: str)
     Args:
         on_series: From `lay_on_series`.
         organs: A segment each, in this order; voxels of others are background.
-        version: Of the algorithm: what tells its weights.
+        version: Of the algorithm: the SHA-256 of its weights.
 
     Raises:
         SeriesError: A header is too damaged.

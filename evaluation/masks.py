@@ -20,7 +20,7 @@ from app.labels import NUM_CLASSES
 from app.nifti import mm_per_unit
 
 _NIBABEL_ERRORS = (ImageFileError, HeaderDataError, WrapStructError)
-_SAME_PLACE_VOXELS = 0.1  # two grids agree if no corner of one lies further from the other's: headers are float32
+SAME_PLACE_VOXELS = 0.1  # two grids agree if no corner of one lies further from the other's: headers are float32
 
 
 class MaskError(ValueError):
@@ -94,17 +94,27 @@ def _to_labels(stored: np.ndarray, slope: float, inter: float, path: Path) -> np
 
 def check_same_grid(prediction: Mask, truth: Mask) -> None:
     """Raise MaskError naming both files unless their voxels lie in the same places."""
-    if prediction.labels.shape != truth.labels.shape or not _same_place(prediction, truth):
-        raise MaskError(
-            f"{prediction.path} and {truth.path} differ in geometry: {_describe(prediction)} and {_describe(truth)}"
-        )
+    if prediction.labels.shape == truth.labels.shape:
+        apart_mm = corners_apart_mm(prediction.affine, truth.affine, truth.labels.shape[::-1])
+        if apart_mm <= SAME_PLACE_VOXELS * min(truth.spacing_mm):
+            return
+    raise MaskError(
+        f"{prediction.path} and {truth.path} differ in geometry: {_describe(prediction)} and {_describe(truth)}"
+    )
 
 
-def _same_place(prediction: Mask, truth: Mask) -> bool:
-    """Whether the corners of two grids of one shape coincide."""
-    corners = np.indices((2, 2, 2)).reshape(3, 8) * np.reshape(truth.labels.shape[::-1], (3, 1))  # (x, y, z) voxels
-    moved_mm = (prediction.affine - truth.affine) @ np.vstack([corners, np.ones(8)])
-    return bool((np.linalg.norm(moved_mm, axis=0) <= _SAME_PLACE_VOXELS * min(truth.spacing_mm)).all())
+def corners_apart_mm(one: np.ndarray, other: np.ndarray, shape: tuple[int, int, int]) -> float:
+    """The largest distance between corresponding corners of two grids.
+
+    Args:
+        one, other: (4, 4), voxel index to mm.
+        shape: Number of voxels of both grids along each axis of the index.
+
+    Returns:
+        mm; NaN where an affine holds one.
+    """
+    corners = np.indices((2, 2, 2)).reshape(3, 8) * np.reshape(shape, (3, 1))
+    return float(np.linalg.norm((one - other)[:3] @ np.vstack([corners, np.ones(8)]), axis=0).max())
 
 
 def _describe(mask: Mask) -> str:

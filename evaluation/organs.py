@@ -18,7 +18,7 @@ class AnnotatedOrgans(NamedTuple):
 
     Attributes:
         by_case: Of the cases that a table names.
-        others: Of all other cases; None where nobody knows.
+        others: Of all other cases; None if it is not known.
     """
 
     by_case: Mapping[str, tuple[int, ...]]

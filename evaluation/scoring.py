@@ -1,7 +1,7 @@
 """DSC and NSD of one case by FLARE22's rules.
 
-Rules and tolerances are those of the organizers' scripts (JunMa11/FLARE). Where those stop (a truth on one
-slice), this goes on and says so.
+Rules and tolerances are those of the organizers' scripts (JunMa11/FLARE). The scripts fail where the truth lies on one
+slice; here that slice is scored.
 """
 
 from collections.abc import Collection
@@ -12,7 +12,7 @@ import numpy as np
 from scipy import ndimage
 
 from app.labels import ORGANS
-from evaluation.masks import check_same_grid, read_mask
+from evaluation.masks import Mask, check_same_grid, read_mask
 from evaluation.organs import ALL_LABELS
 from evaluation.surface import check_masks, normalised_surface_dice
 
@@ -87,7 +87,7 @@ def score_case(
             scores[label] = Score(1.0, 1.0) if in_prediction is in_truth else Score(0.0, 0.0)
             continue
         box = [slice(min(p.start, t.start), max(p.stop, t.stop)) for p, t in zip(in_prediction, in_truth, strict=True)]
-        if label in SCORED_ON_TRUTH_SLICES:  # the top slice left out, as theirs; never the only one
+        if label in SCORED_ON_TRUTH_SLICES:  # the organizers' script leaves out the top slice; the only one stays
             box[0] = slice(in_truth[0].start, max(in_truth[0].stop - 1, in_truth[0].start + 1))
         organ_prediction, organ_truth = (mask[tuple(box)] == label for mask in (prediction, truth))
         dsc = dice_coefficient(organ_prediction, organ_truth)
@@ -108,15 +108,21 @@ def _foreground_box(labels: np.ndarray) -> tuple[slice, ...]:
 
 
 def score_files(
-    prediction_path: Path, truth_path: Path, labels: Collection[int] = ALL_LABELS, minimum_dsc: float = MINIMUM_DSC
+    prediction: Path, truth: Path, labels: Collection[int] = ALL_LABELS, minimum_dsc: float = MINIMUM_DSC
 ) -> Scores:
-    """`score_case` of two NIfTI files, rounded to the organizers' 4 decimals.
+    """`score_masks` of two NIfTI files; raises MaskError too if one of them is not a readable mask."""
+    return score_masks(read_mask(prediction), read_mask(truth), labels, minimum_dsc)
+
+
+def score_masks(
+    prediction: Mask, truth: Mask, labels: Collection[int] = ALL_LABELS, minimum_dsc: float = MINIMUM_DSC
+) -> Scores:
+    """`score_case` of two masks, rounded to the organizers' 4 decimals.
 
     Raises:
-        MaskError: A file is no mask, or the two differ in geometry.
+        MaskError: The masks differ in geometry.
     """
-    prediction, truth = read_mask(prediction_path), read_mask(truth_path)
     check_same_grid(prediction, truth)
     scores = score_case(prediction.labels, truth.labels, truth.spacing_mm, labels, minimum_dsc)
-    # numpy's rounding, as theirs: 0.00015 becomes 0.0002 where Python's own round() gives 0.0001.
+    # The organizers round with numpy: 0.00015 becomes 0.0002 where Python's own round() gives 0.0001.
     return {label: Score(*(float(np.round(value, 4)) for value in score)) for label, score in scores.items()}

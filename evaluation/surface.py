@@ -15,7 +15,7 @@ from itertools import permutations, product
 import numpy as np
 from scipy.spatial import KDTree
 
-# Directions of a triangle's normal: the axes along which it has a component, all of the same size.
+# Directions of a triangle's normal: the axes along which it has a component; all components are equally large.
 _NORMALS = ((0,), (1,), (2,), (0, 1), (0, 2), (1, 2), (0, 1, 2))
 
 # Bit of each corner in a block's code, by its place in the block.
@@ -23,7 +23,7 @@ _CORNER_BITS = np.array([[[128, 64], [32, 16]], [[8, 4], [2, 1]]])
 
 # Marching cubes knows 14 shapes; turning, mirroring and exchanging inside and outside gives all 256 codes.
 # For each: code -> {axes of the normal: size of the normal's components, in eighths of a voxel's face},
-# triangles of the same direction added up.
+# triangles of one direction added up.
 _SHAPES = {
     0b00000000: {},
     0b00000001: {(0, 1, 2): 1},  # one corner

@@ -167,6 +167,7 @@ def test_a_gpu_that_works_is_used(on_gpu, caplog):
 
 
 @pytest.mark.parametrize("fitting", [1, 2, 3, 4, 7])
+@pytest.mark.fault_gpu_memory
 def test_out_of_memory_halves_the_step(on_gpu, caplog, fitting):
     def fails(slices):
         if slices > fitting:
@@ -184,6 +185,7 @@ def test_out_of_memory_halves_the_step(on_gpu, caplog, fitting):
     assert np.diff(done[-3:]).max() <= used
 
 
+@pytest.mark.fault_gpu_memory
 def test_out_of_memory_halves_the_step_of_slabs_too(on_gpu, caplog):
     def fails(slabs):
         if slabs > 1:
@@ -196,6 +198,7 @@ def test_out_of_memory_halves_the_step_of_slabs_too(on_gpu, caplog):
     assert [message[-8:] for message in caplog.messages] == ["trying 2", "trying 1"]  # from the four slabs there are
 
 
+@pytest.mark.fault_gpu_memory
 def test_out_of_memory_at_the_end_of_a_volume_begins_it_again(on_gpu):
     calls = []
 
@@ -209,6 +212,7 @@ def test_out_of_memory_at_the_end_of_a_volume_begins_it_again(on_gpu):
     assert calls == [8, 3, 4, 4, 3]
 
 
+@pytest.mark.fault_gpu_memory
 def test_where_no_slice_fits_this_case_alone_goes_to_the_cpu(on_gpu, caplog):
     full = True
 
@@ -230,6 +234,7 @@ def test_where_no_slice_fits_this_case_alone_goes_to_the_cpu(on_gpu, caplog):
     assert caplog.messages == []
 
 
+@pytest.mark.fault_gpu
 def test_a_gpu_that_breaks_between_slices_is_given_up(on_gpu, caplog):
     calls = []
 
@@ -250,6 +255,7 @@ def test_a_gpu_that_breaks_between_slices_is_given_up(on_gpu, caplog):
     assert len(caplog.messages) == 1
 
 
+@pytest.mark.fault_gpu
 def test_a_gpu_that_fails_without_a_word(on_gpu, caplog):
     def fails(slices):
         raise RuntimeError
@@ -260,6 +266,7 @@ def test_a_gpu_that_fails_without_a_word(on_gpu, caplog):
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.fault_gpu
 def test_logits_beyond_float16_are_an_error_not_a_mask(bad):
     class Overflowing(nn.Module):
         def __init__(self):

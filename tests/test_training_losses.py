@@ -1,4 +1,6 @@
+import itertools
 import math
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -7,10 +9,9 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from training.cutmix import inside
 from training.losses import marginal_cross_entropy, pseudo_labels, soft_dice_loss
+from training.method import Examples, gradients, supervised_loss
 from training.store import UNCERTAIN
-from training.train import cps_losses, supervised_loss
 
 
 def logits_of(probabilities):
@@ -22,11 +23,11 @@ def random_sample(seed, classes=5, uncertain=True):
     rng = np.random.default_rng(seed)
     logits = torch.tensor(rng.normal(0, 3, (2, classes, 3, 4)), dtype=torch.float32)
     target = rng.integers(0, classes, (2, 3, 4))
-    missing = rng.random((2, classes)) < 0.4
-    missing[:, 0] = False
+    unannotated = rng.random((2, classes)) < 0.4
+    unannotated[:, 0] = False
     if uncertain:
         target[rng.random(target.shape) < 0.4] = UNCERTAIN
-    return logits, torch.tensor(target, dtype=torch.uint8), torch.tensor(missing)
+    return logits, torch.tensor(target, dtype=torch.uint8), torch.tensor(unannotated)
 
 
 def test_hand_worked_marginal_cross_entropy():
@@ -41,14 +42,14 @@ def test_hand_worked_marginal_cross_entropy():
 @given(st.integers(0, 10_000))
 @settings(max_examples=30, deadline=None)
 def test_marginal_cross_entropy_against_loops(seed):
-    logits, target, missing = random_sample(seed)
-    loss = marginal_cross_entropy(logits, target, missing)
+    logits, target, unannotated = random_sample(seed)
+    loss = marginal_cross_entropy(logits, target, unannotated)
     p = np.exp(logits.double().numpy())
     p /= p.sum(axis=1, keepdims=True)
     for n, y, x in np.ndindex(*target.shape):
         label = int(target[n, y, x])
         if label == UNCERTAIN:
-            probability = p[n, 0, y, x] + sum(p[n, c, y, x] for c in range(5) if missing[n, c])
+            probability = p[n, 0, y, x] + sum(p[n, c, y, x] for c in range(5) if unannotated[n, c])
         else:
             probability = p[n, label, y, x]
         assert loss[n, y, x].item() == pytest.approx(-math.log(probability), abs=1e-4)
@@ -57,9 +58,9 @@ def test_marginal_cross_entropy_against_loops(seed):
 @given(st.integers(0, 10_000))
 @settings(max_examples=30, deadline=None)
 def test_marginal_is_plain_cross_entropy_where_nothing_is_uncertain(seed):
-    logits, target, missing = random_sample(seed, uncertain=False)
+    logits, target, unannotated = random_sample(seed, uncertain=False)
     torch.testing.assert_close(
-        marginal_cross_entropy(logits, target, missing), F.cross_entropy(logits, target.long(), reduction="none")
+        marginal_cross_entropy(logits, target, unannotated), F.cross_entropy(logits, target.long(), reduction="none")
     )
 
 
@@ -90,14 +91,14 @@ def test_hand_worked_soft_dice():
 def test_soft_dice_leaves_out_slices_that_do_not_annotate_the_organ():
     logits, target, _ = random_sample(1, uncertain=False)
     target[1][target[1] == 2] = UNCERTAIN  # the second case does not annotate organ 2
-    missing = torch.zeros(2, 5, dtype=torch.bool)
-    missing[1, 2] = True
+    unannotated = torch.zeros(2, 5, dtype=torch.bool)
+    unannotated[1, 2] = True
     p = logits.softmax(dim=1).double().numpy()
     terms = []
     for c in range(1, 5):
         overlap = p_size = truth_size = 0.0
         for n in range(2):
-            if missing[n, c]:
+            if unannotated[n, c]:
                 continue
             truth = target[n].numpy() == c
             overlap += p[n, c][truth].sum()
@@ -105,7 +106,7 @@ def test_soft_dice_leaves_out_slices_that_do_not_annotate_the_organ():
             truth_size += truth.sum()
         if truth_size:
             terms.append(1 - 2 * overlap / (p_size + truth_size))
-    assert soft_dice_loss(logits, target, missing).item() == pytest.approx(np.mean(terms), abs=1e-5)
+    assert soft_dice_loss(logits, target, unannotated).item() == pytest.approx(np.mean(terms), abs=1e-5)
 
 
 def test_soft_dice_of_slices_without_organs_is_0_and_has_a_gradient():
@@ -116,22 +117,27 @@ def test_soft_dice_of_slices_without_organs_is_0_and_has_a_gradient():
 
 
 def test_equation_1_is_the_mean_over_slices_and_pixels():
-    logits, target, missing = random_sample(2, uncertain=False)
+    logits, target, unannotated = random_sample(2, uncertain=False)
     total = 0.0
     for n, y, x in np.ndindex(*target.shape):
         total += -F.log_softmax(logits[n, :, y, x], dim=0)[int(target[n, y, x])].item()
-    assert supervised_loss(logits, target, missing, 0.0).item() == pytest.approx(total / target.numel(), abs=1e-5)
+    examples = Examples(torch.zeros(2, 1, 3, 4), target, unannotated)
+    assert supervised_loss(lambda images: logits, examples, 0.0).item() == pytest.approx(
+        total / target.numel(), abs=1e-5
+    )
 
 
 def test_pseudo_labels_are_the_likeliest_of_what_a_pixel_may_be():
     logits = logits_of([[0.2, 0.7, 0.1], [0.2, 0.7, 0.1], [0.1, 0.3, 0.6]])
     known = torch.tensor([[[2, UNCERTAIN, UNCERTAIN]]], dtype=torch.uint8)
-    missing = torch.tensor([[False, False, True]])  # an uncertain pixel is background or organ 2
-    assert pseudo_labels(logits, known, missing).tolist() == [[[2, 0, 2]]]
+    unannotated = torch.tensor([[False, False, True]])  # an uncertain pixel is background or organ 2
+    assert pseudo_labels(logits, known, unannotated).tolist() == [[[2, 0, 2]]]
 
 
 class Constant(torch.nn.Module):
     """A branch that answers with the image, shifted: (N, 1, H, W) to (N, 3, H, W)."""
+
+    SHIFT = torch.tensor([0.1, 0.2, 0.0])
 
     def __init__(self, weights):
         super().__init__()
@@ -140,39 +146,43 @@ class Constant(torch.nn.Module):
 
     def forward(self, images):
         self.seen.append((images.clone(), self.training, torch.is_grad_enabled()))
-        return images * self.weights + torch.tensor([0.1, 0.2, 0.0]).view(1, 3, 1, 1)
+        return images * self.weights + self.SHIFT.view(1, 3, 1, 1)
 
 
 @pytest.mark.parametrize("cutmix", [False, True])
-def test_equation_2_against_loops(cutmix):
+def test_equation_3_against_loops(cutmix):
     branches = [Constant([1.0, -0.5, 0.3]), Constant([-0.4, 0.8, 0.1])]
     images = torch.randn(4, 1, 5, 6, generator=torch.Generator().manual_seed(0))
-    known = torch.full((4, 5, 6), UNCERTAIN, dtype=torch.uint8)
-    missing = torch.tensor([[False, True, True]]).expand(4, 3)
+    everything_open = torch.tensor([[False, True, True]]).expand(4, 3)
+    unlabelled = Examples(images, torch.full((4, 5, 6), UNCERTAIN, dtype=torch.uint8), everything_open)
+    truth = torch.randint(0, 3, (4, 5, 6), generator=torch.Generator().manual_seed(1))
+    labelled = Examples(images + 1, truth.byte(), torch.zeros(4, 3, dtype=torch.bool))
     boxes = torch.tensor([[0, 0, 3, 3], [1, 2, 4, 6], [2, 0, 5, 5], [0, 1, 2, 2]]) if cutmix else None
-    losses = cps_losses(branches, images, known, missing, boxes)
+    supervised, cps = gradients(branches, labelled, unlabelled, boxes, 0.5, 0.0, nullcontext)
 
-    def answer(branch, image):  # (3, H, W)
-        return image * branch.weights.detach()[0] + torch.tensor([0.1, 0.2, 0.0]).view(3, 1, 1)
+    weights = [branch.weights.detach().clone().requires_grad_() for branch in branches]
+    expected = torch.zeros(2, 2)  # branch; supervised, CPS
+    for n, (y, x) in itertools.product(range(4), np.ndindex(5, 6)):
+        top, left, bottom, right = boxes[n].tolist() if cutmix else (0, 0, 0, 0)
+        source = n ^ 1 if top <= y < bottom and left <= x < right else n
+        for own, other in ((0, 1), (1, 0)):
+            answer = [images[source, 0, y, x] * w.flatten() + Constant.SHIFT for w in weights]
+            log_p = F.log_softmax((images[n, 0, y, x] + 1) * weights[own].flatten() + Constant.SHIFT, dim=0)
+            terms = torch.stack([log_p[truth[n, y, x]], F.log_softmax(answer[own], dim=0)[answer[other].argmax()]])
+            expected[own] = expected[own] - terms / (4 * 5 * 6)
+    assert (supervised.item(), cps.item()) == pytest.approx(expected.mean(dim=0).tolist(), abs=1e-5)
+    (expected[:, 0] + 0.5 * expected[:, 1]).sum().backward()
+    for branch, by_hand in zip(branches, weights, strict=True):  # labels carry no gradient to the branch they are of
+        torch.testing.assert_close(branch.weights.grad, by_hand.grad)
+        (first, training, grad), (_, *supervision), (mixed, *cross) = branch.seen
+        assert torch.equal(first, images) and not training and not grad  # pseudo-labels: unmixed images
+        assert supervision == cross == [True, True] and branch.training
+        assert torch.equal(mixed, images) != cutmix
 
-    expected = [0.0, 0.0]
-    for n in range(4):
-        for y, x in np.ndindex(5, 6):
-            top, left, bottom, right = boxes[n].tolist() if cutmix else (0, 0, 0, 0)
-            source = n ^ 1 if top <= y < bottom and left <= x < right else n
-            for own, other in ((0, 1), (1, 0)):
-                label = answer(branches[other], images[source])[:, y, x].argmax()
-                log_p = F.log_softmax(answer(branches[own], images[source])[:, y, x], dim=0)
-                expected[own] -= log_p[label].item() / (4 * 5 * 6)
-    assert [loss.item() for loss in losses] == pytest.approx(expected, abs=1e-5)
 
-    for branch in branches:
-        (first, training_first, grad_first), (second, training_second, grad_second) = branch.seen
-        assert torch.equal(first, images) and not training_first and not grad_first  # pseudo-labels: unmixed images
-        assert training_second and grad_second
-        assert torch.equal(second, images) != cutmix
-        assert branch.training
-    losses[0].backward()
-    assert branches[0].weights.grad is not None and branches[1].weights.grad is None  # labels carry no gradient
-    if cutmix:
-        assert inside(boxes, 5, 6)[0].sum() == 9
+def test_lambda_0_takes_no_unlabelled_slices():
+    branch = Constant([1.0, -0.5, 0.3])
+    images, labels = torch.randn(1, 1, 4, 4), torch.zeros(1, 4, 4, dtype=torch.uint8)
+    labelled = Examples(images, labels, torch.zeros(1, 3, dtype=torch.bool))
+    supervised, cps = gradients([branch], labelled, None, None, 0.0, 0.0, nullcontext)
+    assert supervised > 0 and cps == 0 and len(branch.seen) == 1 and branch.weights.grad.any()

@@ -10,12 +10,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from torch.utils.data import default_collate
 
 from tests.training_data import PLAIN, config, phantom_store
 from tests.training_run import frozen
 from training import checkpoint
-from training.augment import augment
+from training.augmentations import augment
 from training.cutmix import inside, random_boxes
 from training.store import UNCERTAIN, read_cases
 from training.train import Run
@@ -52,7 +51,7 @@ class Killed(Exception):
 
 def test_killed_and_resumed_is_uninterrupted_bit_for_bit(store, tmp_path, monkeypatch):
     settings = config(
-        store, tmp_path / "whole", epochs=2, warmup_epochs=1, workers=2, dice_weight=1.0, organ_share=0.3,
+        store, tmp_path / "whole", epochs=2, warmup_share=0.5, workers=2, dice_weight=1.0, organ_share=0.3,
         true_hu_share=0.1, noise_hu=10.0, blur=0.5, zoom=1.2, statistics_jitter=0.1, momentum=0.9,
     )  # fmt: skip
     Run(settings).train()
@@ -86,9 +85,9 @@ def test_killed_and_resumed_is_uninterrupted_bit_for_bit(store, tmp_path, monkey
         Run(dataclasses.replace(settings, lr=0.5))
     with pytest.raises(ValueError, match="other cases"):
         Run(dataclasses.replace(settings, store=str(phantom_store(tmp_path / "other", 32, [17], 1, 1))))
-    del killed["data"]["slice_mm"]  # not described by the first checkpoints
-    checkpoint.save(killed, tmp_path / "killed" / checkpoint.FILE_NAME)
-    assert Run(settings).step == whole["step"]
+    checkpoint.save(checkpoint.compact(killed), tmp_path / "killed" / checkpoint.FILE_NAME)
+    with pytest.raises(ValueError, match="without its optimisers"):
+        Run(settings)
 
 
 def test_a_store_without_labels_is_named(tmp_path):
@@ -134,12 +133,11 @@ def test_one_step_is_equations_1_to_3_written_out(store, tmp_path, dice_weight):
     )
     run = frozen(Run(settings))
     copies = [copy.deepcopy(branch).double() for branch in run.branches]
-    labelled = default_collate([run.labelled[p] for p in range(4)])
-    unlabelled = default_collate([run.unlabelled[p] for p in range(4)])
-    run.train_step(labelled, unlabelled)
+    labelled, unlabelled = next(run.batches())
+    run.train_step(labelled, unlabelled, done=0.0)
 
-    images, labels = augment(labelled, 32, run.noise)
-    unmixed, _ = augment(unlabelled, 32, run.noise)
+    images, labels = augment(labelled, settings)
+    unmixed, _ = augment(unlabelled, settings)
     images, unmixed = images.double(), unmixed.double()
     supervised = 0.0
     for branch in copies:
@@ -171,16 +169,15 @@ def test_one_step_is_equations_1_to_3_written_out(store, tmp_path, dice_weight):
 def test_mixed_precision_does_not_round_what_the_network_sees(store, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
     run = Run(config(store, tmp_path, bf16=True, blur=0.5))
-    labelled = default_collate([run.labelled[p] for p in range(4)])
-    unlabelled = default_collate([run.unlabelled[p] for p in range(4)])
+    labelled, unlabelled = next(run.batches())
     seen = []
     run.branches[0].register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].clone()))
     given = []
     run.branches[0].register_forward_hook(lambda module, inputs, logits: given.append(logits.dtype))
-    run.train_step(labelled, unlabelled)
+    run.train_step(labelled, unlabelled, done=0.0)
     assert set(given) == {torch.bfloat16}
-    assert torch.equal(seen[0], augment(labelled, 32, run.noise)[0])
-    assert torch.equal(seen[1], augment(unlabelled, 32, run.noise)[0])  # for the pseudo-labels, unmixed
+    assert torch.equal(seen[0], augment(unlabelled, run.config)[0])  # for the pseudo-labels, unmixed
+    assert torch.equal(seen[1], augment(labelled, run.config)[0])
 
 
 def test_cutmix_pairs_are_not_split_among_processes(store, tmp_path, monkeypatch):
@@ -194,7 +191,7 @@ def test_lambda_0_is_training_without_unlabelled_slices(store, tmp_path):
     weights = []
     for k, folder in enumerate((store, only_labelled)):
         run = Run(config(folder, tmp_path / str(k), lambda_=0.0, epochs=1))
-        assert run.unlabelled is None
+        assert len(run.samplers) == 1
         run.train()
         weights.append(run.branches[1].state_dict())
     assert_same(*weights)
@@ -212,7 +209,7 @@ def test_init_from_checkpoints(store, tmp_path, capsys):
     for name in "ab":
         Run(config(store, tmp_path / name, seed=ord(name), **single)).train()
     a, b = (tmp_path / name / checkpoint.FILE_NAME for name in "ab")
-    run = Run(config(store, tmp_path / "c", init=f"{a},{b}", crop_size=32))
+    run = Run(config(store, tmp_path / "c", init=f"{a},{b}"))
     for branch, path in zip(run.branches, (a, b), strict=True):
         assert_same(dict(branch.state_dict()), dict(checkpoint.load(path)["branches"][0]))
     assert run.step == 0 and [stage["config"]["seed"] for stage in run.stages] == [97, 98]
@@ -222,18 +219,37 @@ def test_init_from_checkpoints(store, tmp_path, capsys):
     assert "1 branch for 2" in capsys.readouterr().out
 
 
-def test_checkpoints_of_the_first_version_are_read(store, tmp_path):
+def test_checkpoints_of_another_version_are_named(store, tmp_path):
     run = Run(config(store, tmp_path, branches=1, lambda_=0.0))
     run.save()
-    path = tmp_path / checkpoint.FILE_NAME
-    state = torch.load(path, weights_only=True)
-    old = {key: state[key] for key in ("config", "branches", "optimisers", "step")}
-    for key in ("frame_px", "folds", "stop_after_s", "without_labels", "cps_on_labelled"):
-        old["config"].pop(key)
-    torch.save({**old, "rng": torch.get_rng_state(), "best_dsc": [0.7]}, path)
-    loaded = checkpoint.load(path)
-    assert loaded["validation"]["dsc"] == [{"mean": 0.7}] and checkpoint.best_branch(loaded) == 0
-    assert Run(config(store, tmp_path, branches=1, lambda_=0.0)).validation["dsc"] == [{"mean": 0.7}]
+    state = torch.load(run.path, weights_only=True)
+    torch.save({**state, "format": 1}, run.path)
+    with pytest.raises(ValueError, match=r"checkpoint.pt is a checkpoint of another version \(format 1, not 2\)"):
+        Run(run.config)
+
+
+def test_by_the_clock_the_schedule_ends_when_the_time_does(store, tmp_path, monkeypatch):
+    """Ten seconds, of which each step takes two; the run is stopped in between and goes on with the time it had."""
+    now_s = 100.0
+    monkeypatch.setattr("training.train.time.monotonic", lambda: now_s)
+    step, rates = Run.train_step, []
+
+    def two_seconds(self, *arguments):
+        nonlocal now_s
+        now_s += 2
+        losses = step(self, *arguments)
+        rates.append(losses["lr"].item())
+        return losses
+
+    monkeypatch.setattr(Run, "train_step", two_seconds)
+    settings = config(store, tmp_path, branches=1, lambda_=0.0, train_s=10.0, stop_after_s=3.0, resident=True)
+    Run(settings).train()
+    assert checkpoint.load(tmp_path / checkpoint.FILE_NAME)["trained_s"] == 4.0
+    now_s += 1000
+    Run(dataclasses.replace(settings, stop_after_s=0.0)).train()
+    assert rates == pytest.approx([0.02 * (1 - done) ** 0.9 for done in (0, 0.2, 0.4, 0.6, 0.8)])
+    state = checkpoint.load(tmp_path / checkpoint.FILE_NAME)
+    assert (state["step"], state["trained_s"], state["total_steps"]) == (5, 10.0, None)
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_checkpoint(store, tmp_path):
@@ -274,18 +290,18 @@ def test_validation_is_in_the_precision_of_training(store, tmp_path, monkeypatch
     run = Run(config(store, tmp_path, bf16=bf16))
     given = set()
     run.branches[0].classifier.register_forward_hook(lambda module, inputs, logits: given.add(logits.dtype))
-    validate(run.branches[0], store, run.labelled.cases[:1], run.config, run.data)
+    validate(run.branches[0], store, run.samplers[0].cases[:1], run.config, run.data)
     assert given == {dtype}
 
 
-def test_four_slices_are_learned_by_heart(tmp_path):
-    """The whole chain learns: DSC above 0.95 on the slices that it saw, without augmentation."""
-    store = phantom_store(tmp_path / "store", 128, [15, 18, 25, 37], labelled=1)
+def test_two_slices_are_learned_by_heart(tmp_path):
+    """The whole chain learns: DSC above 0.9 on the slices that it saw, without augmentation."""
+    store = phantom_store(tmp_path / "store", 128, [18, 25], labelled=1)
     settings = config(
-        store, tmp_path / "run", frame_px=128, crop_size=128, branches=1, lambda_=0.0, dice_weight=1.0,
-        optimiser="adamw", lr=0.003, epochs=130, warmup_epochs=5, log_every=50, **PLAIN,
+        store, tmp_path / "run", crop_px=128, branches=1, lambda_=0.0, dice_weight=1.0,
+        optimiser="adamw", lr=0.003, epochs=70, warmup_share=0.05, log_every=50, labelled_per_batch=2, **PLAIN,
     )  # fmt: skip
     run = Run(settings)
     run.train()
     scores = validate(run.branches[0], store, read_cases(store), settings, run.data)
-    assert len(scores) == 13 and np.mean(list(scores.values())) > 0.95
+    assert len(scores) == 13 and np.mean(list(scores.values())) > 0.9

@@ -3,7 +3,7 @@
 import shlex
 
 from app.labels import ORGANS
-from evaluation.viewer_labels import FILES, FOLDER, itk_snap_labels, slicer_colour_table, write_viewer_labels
+from evaluation.viewer_labels import FILES, FOLDER, itk_snap_labels, slicer_colour_table
 
 
 def lines_of(text):
@@ -35,9 +35,3 @@ def test_itk_snap_labels():
         assert (int(number), name) == (organ.label, organ.name)
         assert (int(red), int(green), int(blue)) == organ.colour
         assert opaque_and_visible == ["1", "1", "1"]
-
-
-def test_writing_makes_the_folder(tmp_path):
-    paths = write_viewer_labels(tmp_path / "new")
-    assert [path.name for path in paths] == list(FILES)
-    assert all(path.stat().st_size for path in paths)

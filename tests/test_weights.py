@@ -81,6 +81,7 @@ def refusal(path):
     return message
 
 
+@pytest.mark.fault_weights
 def test_a_changed_file_is_refused_with_both_sums(tmp_path):
     path = save_weights(tmp_path / "weights.pt")
     expected = hashlib.sha256(path.read_bytes()).hexdigest()
@@ -93,6 +94,7 @@ def test_a_changed_file_is_refused_with_both_sums(tmp_path):
 
 
 @pytest.mark.parametrize("text", [b"", b"\n", b"\xff\xfe\x00", b"0" * 64])
+@pytest.mark.fault_weights
 def test_a_sum_file_of_any_content_is_a_mismatch(tmp_path, weights_path, text):
     path = tmp_path / "weights.pt"
     path.symlink_to(weights_path)
@@ -109,12 +111,14 @@ def test_without_a_sum_file_it_is_taken(tmp_path, weights_path):
 @pytest.mark.parametrize(
     "content", [b"", b"not weights", b"PK\x03\x04" + bytes(100), bytes(1000), b"\x80\x02}q\x00.", b"\x80"]
 )
+@pytest.mark.fault_weights
 def test_garbage_is_refused(tmp_path, content):
     path = tmp_path / "weights.pt"
     path.write_bytes(content)
     assert "not a weights file of this program" in refusal(path)
 
 
+@pytest.mark.fault_weights
 def test_a_truncated_file_is_refused(tmp_path, weights_path):
     path = tmp_path / "weights.pt"
     path.write_bytes(weights_path.read_bytes()[:-1000])
@@ -133,6 +137,7 @@ class Code:
 
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 @pytest.mark.parametrize("save", [torch.save, lambda content, path: path.write_bytes(pickle.dumps(content))])
+@pytest.mark.fault_weights
 def test_code_in_a_file_does_not_run(tmp_path, save):
     path, witness = tmp_path / "weights.pt", tmp_path / "witness"
     save(weights_content() | {"extra": Code(witness)}, path)
@@ -140,6 +145,7 @@ def test_code_in_a_file_does_not_run(tmp_path, save):
     assert not witness.exists()
 
 
+@pytest.mark.fault_weights
 def test_a_missing_file(tmp_path):
     assert "No such file" in refusal(tmp_path / "weights.pt")
     assert "directory" in refusal(tmp_path)
@@ -162,6 +168,7 @@ def test_a_missing_file(tmp_path):
         ({"info": {"spacing_mm": None}}, "not a weights file of this program"),
     ],
 )
+@pytest.mark.fault_weights
 def test_weights_for_something_else_are_refused(tmp_path, change, cause):
     content = weights_content()
     for key, value in change.items():
@@ -171,6 +178,7 @@ def test_weights_for_something_else_are_refused(tmp_path, change, cause):
 
 
 @pytest.mark.parametrize("missing", ["format", "info", "state_dict"])
+@pytest.mark.fault_weights
 def test_a_part_that_is_missing_is_named(tmp_path, missing):
     content = weights_content()
     del content[missing]
@@ -178,6 +186,7 @@ def test_a_part_that_is_missing_is_named(tmp_path, missing):
     assert f"it has no '{missing}'" in refusal(tmp_path / "weights.pt")
 
 
+@pytest.mark.fault_weights
 def test_parameters_of_another_network_are_refused(tmp_path):
     content = weights_content()
     content["state_dict"] = {name: value[:1] for name, value in content["state_dict"].items() if value.ndim}

@@ -1,4 +1,4 @@
-"""Small stores of phantom slices, for the tests of training."""
+"""Small stores of phantom slices, and batches of them, for the tests of training."""
 
 from pathlib import Path
 
@@ -6,15 +6,17 @@ import numpy as np
 
 from app.labels import NUM_CLASSES
 from app.preprocess import clipped_statistics
+from training.batch import Batch
 from training.config import Config
+from training.loading import StoredBatches
 from training.phantom import phantom
-from training.store import Case, write_case
+from training.sampling import Sampler
+from training.split import split
+from training.store import Case, read_cases, write_case
 
 ALL = tuple(range(1, NUM_CLASSES))
 # What a test is about is drawn; the rest of the augmentation is off.
-PLAIN = dict(
-    rotation_deg=0.0, zoom=1.0, organ_offset_hu=0.0, organ_scale=0.0, slice_offset_hu=0.0, slice_scale=0.0, noise_hu=0.0
-)
+PLAIN = dict(rotation_deg=0.0, organ_offset_hu=0.0, organ_scale=0.0, slice_offset_hu=0.0, slice_scale=0.0)
 
 
 def add_case(store: Path, name: str, hu, labels, spacing_mm=(5.0, 1.0, 1.0), annotated=ALL, **changes) -> Case:
@@ -32,17 +34,35 @@ def add_case(store: Path, name: str, hu, labels, spacing_mm=(5.0, 1.0, 1.0), ann
 
 
 def phantom_store(store: Path, size_px: int, slices: list[int], labelled: int, unlabelled: int = 0) -> Path:
-    """Phantoms p0, p1, ...: first the labelled ones, each the chosen slices of 40."""
+    """Phantoms p0, p1, ...: first the labelled ones, each the chosen slices of 40, as if shrunk from 512 pixels."""
     for k in range(labelled + unlabelled):
         hu, labels, spacing_mm = phantom(k, size_px)
-        add_case(store, f"p{k}", hu[slices], labels[slices] if k < labelled else None, spacing_mm)
+        add_case(
+            store,
+            f"p{k}",
+            hu[slices],
+            labels[slices] if k < labelled else None,
+            spacing_mm,
+            settings={"shrink": 512 // size_px},
+        )
     return store
 
 
 def config(store: Path, out: Path, **changes) -> Config:
     """Settings of a run of seconds on a CPU."""
     values = dict(
-        store=str(store), out=str(out), device="cpu", bf16=False, workers=0, frame_px=32, crop_size=32,
-        labelled_per_batch=4, unlabelled_per_batch=4, warmup_epochs=0.0, log_every=1,
+        store=str(store), out=str(out), device="cpu", bf16=False, workers=0, crop_px=32,
+        labelled_per_batch=4, unlabelled_per_batch=4, warmup_share=0.0, log_every=1,
     )  # fmt: skip
     return Config(**values | changes)
+
+
+def sampler(store: Path, settings: Config, labelled: bool = True) -> Sampler:
+    """Of a whole store."""
+    cases = split(read_cases(store), settings)
+    return Sampler(cases.labelled if labelled else cases.unlabelled, settings, labelled)
+
+
+def batch(store: Path, settings: Config, step: int = 0, labelled: bool = True) -> Batch:
+    """The whole batch of a step."""
+    return StoredBatches(sampler(store, settings, labelled), store, slice(None))[step]

@@ -1,10 +1,12 @@
 """Checkpoints on disk: all state of a run, and where its branches came from. Plain types, `weights_only=True`.
 
+format      2
 config      dictionary of `training.config.Config`
-data        `training.dataset.describe`: who was trained on
+data        `training.split.describe`: who was trained on
 branches    state dictionaries of DeepLabV3Plus, one a branch
-optimisers  their optimisers' states
-step, total_steps
+optimisers  their optimisers' states; of a compact checkpoint and of a mean none
+step, total_steps  the second None if the run ended by the clock
+trained_s   seconds in the training loop
 validation  the last one: {"step": n, "dsc": [{"Liver": 0.95, ..., "mean": 0.8}, one a branch]}, or None
 mean_of     of `training.average`, whose weights it is the mean of: ["seed 1", ...]; of a run None
 stages      runs that `init` came from, oldest first: {"config", "data", "step", "validation", "mean_of"} each
@@ -20,8 +22,17 @@ import torch
 from torch import Tensor
 
 FILE_NAME = "checkpoint.pt"
+FORMAT = 2  # a reader of another format says so and stops: runs last days, and nobody needs old ones
 _STAGE = ("config", "data", "step", "validation", "mean_of")
-_OF_ONE_MACHINE = ("store", "out", "folds", "init", "device", "workers")  # settings that mean nothing elsewhere
+_OF_ONE_MACHINE = (
+    "store",
+    "out",
+    "folds",
+    "init",
+    "device",
+    "workers",
+    "resident",
+)  # settings that mean nothing elsewhere
 
 
 def save(state: dict, path: Path) -> None:
@@ -30,7 +41,7 @@ def save(state: dict, path: Path) -> None:
     partial = path.with_suffix(".part")
     now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
     with open(partial, "wb") as file:
-        torch.save({**state, "date": now}, file)
+        torch.save({**state, "format": FORMAT, "date": now}, file)
         file.flush()
         os.fsync(file.fileno())
     partial.replace(path)
@@ -48,21 +59,23 @@ def load(path: Path) -> dict:
     """Read a checkpoint.
 
     Raises:
-        ValueError: It is none.
+        ValueError: It is none, or of another format.
     """
     state = _read(path)
     if "branches" not in state:
         raise ValueError(f"{path} is not a checkpoint of training.train")
-    return _completed(state)
-
-
-def _completed(state: dict) -> dict:
-    # The first checkpoints had fewer keys, and the mean DSC of the last validation under another name.
-    dsc = [{"mean": mean} for mean in state.get("best_dsc", [])]
-    state.setdefault("validation", {"step": state["step"], "dsc": dsc} if any(d["mean"] for d in dsc) else None)
-    for key, value in (("data", None), ("stages", []), ("total_steps", None), ("date", None), ("mean_of", None)):
-        state.setdefault(key, value)
+    if state.get("format") != FORMAT:
+        raise ValueError(f"{path} is a checkpoint of another version (format {state.get('format', 1)}, not {FORMAT})")
     return state
+
+
+def compact(state: dict) -> dict:
+    """A checkpoint to carry: branches in float16, no optimisers. It can be exported, scored and started from."""
+    branches = [
+        {name: value.half() if value.ndim == 4 else value for name, value in branch.items()}
+        for branch in state["branches"]
+    ]
+    return {**state, "branches": branches, "optimisers": []}
 
 
 def load_branches(path: Path) -> tuple[list[dict[str, Tensor]], list[dict]]:
@@ -73,7 +86,8 @@ def load_branches(path: Path) -> tuple[list[dict[str, Tensor]], list[dict]]:
     """
     state = _read(path)
     if "branches" in state:
-        return state["branches"], stages(_completed(state))
+        state = load(path)
+        return state["branches"], stages(state)
     if "state_dict" not in state:
         raise ValueError(f"{path} is neither a checkpoint of training.train nor weights of training.export")
     return [state["state_dict"]], state["info"]["training"]["stages"]
@@ -81,7 +95,7 @@ def load_branches(path: Path) -> tuple[list[dict[str, Tensor]], list[dict]]:
 
 def stages(state: dict) -> list[dict]:
     """The runs that made a checkpoint, itself last, without what means nothing on another machine."""
-    own = {key: state[key] for key in _STAGE}
+    own = {key: state.get(key) for key in _STAGE}
     own["config"] = {key: value for key, value in own["config"].items() if key not in _OF_ONE_MACHINE}
     return [*state["stages"], own]
 

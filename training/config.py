@@ -20,9 +20,10 @@ class Config:
     folds: str = setting("training/folds.json", "JSON list of lists of patients, written down before training")
     seed: int = setting(0, "of sampling and augmentation; branch k is initialised from 1000 * (seed + 1) + k")
     init: str = setting("", "checkpoint or exported weights to start from, instead of Kaiming; several: A.pt,B.pt")
-    stop_after_s: float = setting(0.0, "seconds after which to save and stop; the same command goes on; 0: never")
+    stop_after_s: float = setting(0.0, "seconds after which to save and pause; the same command goes on; 0: never")
     device: str = setting("auto", "auto, cuda or cpu")
     workers: int = setting(2, "processes of each loader (with --lambda there are two); 0 loads in the training process")
+    resident: bool = setting(False, "keep all slices in the device's memory, 0.8 MB each: no loader, and the fastest")
     compile: bool = setting(False, "torch.compile the branches")
     bf16: bool = setting(True, "bfloat16 autocast where the hardware has it; parameters and losses stay float32")
 
@@ -35,8 +36,7 @@ class Config:
     cps_on_labelled: bool = setting(False, "CPS on labelled slices too, where their label map leaves a pixel open")
     labelled_per_batch: int = setting(48, "half of the paper's batch of 96, over all processes")
     unlabelled_per_batch: int = setting(48, "the other half; with --lambda 0 not drawn")
-    frame_px: int = setting(512, "slices are padded to this, as inference frames them; larger ones lose their rim")
-    crop_size: int = setting(512, "pixels; below frame_px, random crops of the slice at full resolution")
+    crop_px: int = setting(512, "side of what the network sees: a random part of larger slices, smaller ones in air")
 
     # Optimisation (table 2)
     optimiser: str = setting("sgd", "sgd (the paper's) or adamw")
@@ -44,21 +44,27 @@ class Config:
     momentum: float = setting(0.1, "of SGD")
     weight_decay: float = setting(1e-4, "of SGD or AdamW")
     epochs: float = setting(400.0, "one epoch is one pass over the labelled slices: they bound the supervision")
-    warmup_epochs: float = setting(5.0, "linear from 0: the paper says WarmUpPoly without a length; 5 is common")
+    train_s: float = setting(0.0, "seconds to train for instead of --epochs: the schedule ends with them; 0: by epochs")
+    warmup_share: float = setting(0.0125, "of the run, linear from 0; the paper gives no length: 5 epochs of its 400")
     poly_power: float = setting(0.9, "of the poly decay after the warm-up, DeepLab's")
 
     # Sampling and augmentation (section 2.1)
     organ_share: float = setting(0.0, "share of labelled samples drawn by organ (uniform), crop centred on it")
     true_hu_share: float = setting(0.0, "share of labelled samples drawn from cases whose HU are not saturated")
-    empty_share: float = setting(0.15, "share of labelled slices without organs kept: unseen, they fill with liver")
+    negative_share: float = setting(0.0, "share of labelled samples drawn from cases without any organ: heads, limbs")
+    negative_rotation_deg: float = setting(180.0, "rotation_deg of these cases: few heads must stand for many")
+    negative_zoom: float = setting(2.0, "zoom of these cases")
+    empty_share: float = setting(0.15, "share of empty slices, in cases with organs: unseen, they fill with liver")
     rotation_deg: float = setting(15.0, "uniform in +-this; patients lie askew by less")
     zoom: float = setting(1.0, "uniform (log) in 1/this..this: patient size and pixel spacing; 1 is the paper's: none")
     warp_px: float = setting(0.0, "largest standard deviation of a smooth random warp; half of the slices get none")
     organ_offset_hu: float = setting(20.0, "organ-intensity jitter: standard deviation of an organ's offset")
     organ_scale: float = setting(0.05, "organ-intensity jitter: standard deviation of an organ's scale around 1")
     phase_share: float = setting(0.0, "share of labelled slices that get another contrast phase")
-    slice_offset_hu: float = setting(10.0, "the same for the whole slice; on unlabelled slices it is the only one")
-    slice_scale: float = setting(0.05, "the same for the whole slice")
+    slice_offset_hu: float = setting(
+        10.0, "standard deviation of a slice's offset; unlabelled slices have no other jitter"
+    )
+    slice_scale: float = setting(0.05, "standard deviation of a slice's scale around 1")
     noise_hu: float = setting(0.0, "largest standard deviation of added noise; half of the slices get none")
     blur: float = setting(0.0, "largest share of a 1 px Gaussian mixed in; drawn negative it sharpens; half get none")
     statistics_jitter: float = setting(0.0, "mean +- this * std and std * (1 +- this): the field of view shifts both")
@@ -76,23 +82,24 @@ class Config:
         require(self.branches in (1, 2), f"branches must be 1 or 2, got {self.branches}")
         require(self.branches == 2 or self.lambda_ == 0, "one branch has no other to supervise it: --lambda 0")
         require(self.optimiser in ("sgd", "adamw"), f"optimiser must be sgd or adamw, got {self.optimiser}")
-        for name, largest in (("frame_px", 512), ("crop_size", self.frame_px)):
-            value = getattr(self, name)
-            require(value % 16 == 0 and 32 <= value <= largest, f"{name} must be a multiple of 16 in 32..{largest}")
+        require(self.crop_px % 16 == 0 and 32 <= self.crop_px <= 512, "crop_px must be a multiple of 16 in 32..512")
+        require(self.train_s >= 0, f"train_s must not be negative, got {self.train_s}")
         require(self.epochs > 0 and self.labelled_per_batch > 0, "epochs and labelled_per_batch must be positive")
         paired = not self.lambda_ or not self.cutmix or self.unlabelled_per_batch % 2 == 0
         require(paired, "unlabelled_per_batch must be even: CutMix mixes pairs")
-        require(self.zoom >= 1, f"zoom must be at least 1, got {self.zoom}")
-        for name in ("empty_share", "phase_share"):
+        for name in ("zoom", "negative_zoom"):
+            require(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("empty_share", "phase_share", "warmup_share"):
             require(0 <= getattr(self, name) <= 1, f"{name} must be in 0..1, got {getattr(self, name)}")
-        require(0 <= self.organ_share + self.true_hu_share <= 1, "organ_share + true_hu_share must be in 0..1")
+        shares = (self.organ_share, self.true_hu_share, self.negative_share)
+        require(min(shares) >= 0 and sum(shares) <= 1, "the shares by organ, true HU and negative must add up to 0..1")
 
 
-# What may differ when a run goes on from its checkpoint: it does not change what is learned, but for a longer
-# or shorter run, whose schedule is then that of its new length.
+# What may differ when a run goes on from its checkpoint. Only the first line changes what is learned: a longer or
+# shorter run has the schedule of its new length.
 FREE = (
-    "epochs",
-    *("store", "out", "folds", "init", "device", "workers", "compile"),
+    *("epochs", "train_s"),
+    *("store", "out", "folds", "init", "device", "workers", "resident", "compile"),
     *("stop_after_s", "log_every", "validate_every_epochs", "checkpoint_every_s"),
 )
 

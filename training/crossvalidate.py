@@ -13,7 +13,7 @@ from tqdm import tqdm
 from app.network import DeepLabV3Plus
 from training import checkpoint, results
 from training.config import Config, from_dict
-from training.dataset import describe, split
+from training.split import split
 from training.store import Case, read_cases
 from training.validate import validate
 
@@ -46,10 +46,9 @@ def score(path: Path, store: str | None, device: torch.device) -> dict:
     network = DeepLabV3Plus()
     network.load_state_dict(state["branches"][branch])
     network.to(device, memory_format=torch.channels_last)
-    data = state["data"] or describe(split(read_cases(Path(config.store)), config))
     scores = {}
     for case in tqdm(cases, desc=f"fold {config.fold}", unit="case"):
-        by_organ = validate(network, Path(config.store), [case], config, data)
+        by_organ = validate(network, Path(config.store), [case], config, state["data"])
         scores[case.name] = {organ: values[0] for organ, values in by_organ.items()}
     return {
         "fold": config.fold,

@@ -28,7 +28,7 @@ def leave() -> None:
         dist.destroy_process_group()
 
 
-def part(count: int, rank: int, processes: int) -> slice:
+def share_of_batch(count: int, rank: int, processes: int) -> slice:
     """This process's samples of a batch of `count`.
 
     Raises:
@@ -65,10 +65,10 @@ def sum_over_processes(value: Tensor) -> Tensor:
     return _Sum.apply(value) if dist.is_initialized() else value
 
 
-def first_decides(yes: bool, device: torch.device) -> bool:
-    """What the first process says, on every process: their clocks differ."""
+def first_says(value: float) -> float:
+    """The first process's value on every process: their clocks differ, and all must do one thing."""
     if not dist.is_initialized():
-        return yes
-    answer = torch.tensor([yes], dtype=torch.uint8, device=device)
+        return value
+    answer = torch.tensor([value], dtype=torch.float64, device="cuda" if dist.get_backend() == "nccl" else "cpu")
     dist.broadcast(answer, 0)
-    return bool(answer.item())
+    return answer.item()

@@ -16,23 +16,19 @@ from torch import Tensor
 from app.labels import ORGANS
 from app.preprocess import WINDOW_HU
 from app.record import file_sha256
-from app.weights import CLASSES, FORMAT, SLICE_MM
+from app.weights import CLASSES, FORMAT
 from training import checkpoint
-from training.config import from_dict
-from training.dataset import describe, split
 from training.results import commit
-from training.store import read_cases
 
 OFF_BIAS = -1e4  # of the logit of an organ that is switched off; fits float16
 
 
-def export(path: Path, branch: int | None = None, store: Path | None = None) -> dict:
+def export(path: Path, branch: int | None = None) -> dict:
     """What a weights file holds.
 
     Args:
         path: Checkpoint of training.train.
         branch: Which one; None takes the one that validated best, the first if none did.
-        store: Where the cases are described if the checkpoint does not (early ones); None: its own setting.
 
     Raises:
         ValueError: Not a checkpoint, no such branch, or weights that float16 cannot hold.
@@ -41,9 +37,6 @@ def export(path: Path, branch: int | None = None, store: Path | None = None) -> 
     branch = checkpoint.best_branch(state) if branch is None else branch
     if not 0 <= branch < len(state["branches"]):
         raise ValueError(f"{path} has branches 0 to {len(state['branches']) - 1}, not {branch}")
-    if state["data"] is None:
-        config = from_dict(state["config"])
-        state["data"] = describe(split(read_cases(store or Path(config.store)), config))
     stages = checkpoint.stages(state)
     data, validation = state["data"], state["validation"]
     switched_off = [organ.label for organ in ORGANS if organ.label not in data["annotated"]]
@@ -53,9 +46,9 @@ def export(path: Path, branch: int | None = None, store: Path | None = None) -> 
         "info": {
             "classes": list(CLASSES),
             "window_hu": list(WINDOW_HU),
-            "frame_px": state["config"].get("crop_size", 512),
+            "frame_px": state["config"]["crop_px"],
             "spacing_mm": data["spacing_mm"],
-            "slice_mm": data.get("slice_mm", SLICE_MM),  # older checkpoints do not know
+            "slice_mm": data["slice_mm"],
             "switched_off": switched_off,
             "training": {
                 "config": stages[-1]["config"],
@@ -110,10 +103,9 @@ def main() -> None:
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("-o", "--output", type=Path, default=Path("weights/deeplabv3plus_resnet18.pt"))
     parser.add_argument("--branch", type=int, help="default: the one that validated best, the first if none did")
-    parser.add_argument("--store", type=Path, help="only for checkpoints that do not tell their cases")
     arguments = parser.parse_args()
     try:
-        content = export(arguments.checkpoint, arguments.branch, arguments.store)
+        content = export(arguments.checkpoint, arguments.branch)
     except (ValueError, OSError) as error:
         raise SystemExit(f"training.export: {error}") from None
     digest = write(content, arguments.output)

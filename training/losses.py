@@ -1,8 +1,8 @@
 """Equations 1 and 2 of the paper as a loss a pixel, its marginal form, and a soft Dice term.
 
-Missing annotation: a pixel marked UNCERTAIN is background or one of the organs that its case does not
-annotate, and its target is log(p_background + p_missing). Everywhere else the plain cross-entropy.
-A slice without labels is the limit of that: every pixel uncertain, every organ missing.
+Partial labels: a pixel marked UNCERTAIN is background or one of the organs that its case does not
+annotate, and its target is log(p_background + p_unannotated). Everywhere else the plain cross-entropy.
+A slice without labels is the limit of that: every pixel uncertain, every organ unannotated.
 """
 
 import torch
@@ -13,42 +13,40 @@ from training.distributed import sum_over_processes
 from training.store import UNCERTAIN
 
 
-def marginal_cross_entropy(logits: Tensor, target: Tensor, missing: Tensor) -> Tensor:
+def marginal_cross_entropy(logits: Tensor, target: Tensor, unannotated: Tensor) -> Tensor:
     """Cross-entropy a pixel, marginal where the target is UNCERTAIN (eq. 1's l_ce).
 
     Args:
         logits: (N, C, H, W) float32.
         target: (N, H, W) uint8 or int64; 0..C-1 or UNCERTAIN.
-        missing: (N, C) bool, the organs that the sample's case does not annotate.
+        unannotated: (N, C) bool, the organs that the sample's case does not annotate.
 
     Returns:
         (N, H, W) float32; the mean over pixels is eq. 1 for one branch. Every pixel counts, so the mean over
         the equal parts of several processes is the mean over the batch.
     """
     log_p = F.log_softmax(logits, dim=1)
-    loss = F.nll_loss(log_p, target.long(), ignore_index=UNCERTAIN, reduction="none")
-    n, y, x = torch.nonzero(target == UNCERTAIN, as_tuple=True)
-    if len(n):
-        possible = _possible(missing)[n]  # (pixels, C)
-        loss[n, y, x] = -log_p[n, :, y, x].masked_fill(~possible, -torch.inf).logsumexp(dim=1)
-    return loss
+    known = F.nll_loss(log_p, target.long(), ignore_index=UNCERTAIN, reduction="none")
+    impossible = ~_possible(unannotated)[:, :, None, None]
+    marginal = -log_p.masked_fill(impossible, -torch.inf).logsumexp(dim=1)
+    return torch.where(target == UNCERTAIN, marginal, known)
 
 
-def _possible(missing: Tensor) -> Tensor:
-    """What an uncertain pixel may be, (N, C): the missing organs, and background."""
-    possible = missing.clone()
+def _possible(unannotated: Tensor) -> Tensor:
+    """What an uncertain pixel may be, (N, C): the unannotated organs, and background."""
+    possible = unannotated.clone()
     possible[:, 0] = True
     return possible
 
 
-def soft_dice_loss(logits: Tensor, target: Tensor, missing: Tensor) -> Tensor:
+def soft_dice_loss(logits: Tensor, target: Tensor, unannotated: Tensor) -> Tensor:
     """1 - soft Dice, averaged over the organs present in the batch (not in the paper; Milletari et al., 2016).
 
     Sums run over the whole batch, on all processes, so that an organ absent from one slice is not a loss of 1
     there. A slice whose case does not annotate an organ counts neither for nor against that organ.
 
     Args:
-        logits, target, missing: As for `marginal_cross_entropy`.
+        logits, target, unannotated: As for `marginal_cross_entropy`.
 
     Returns:
         Scalar float32; 0 if no organ is present.
@@ -59,26 +57,24 @@ def soft_dice_loss(logits: Tensor, target: Tensor, missing: Tensor) -> Tensor:
     in_truth = p.gather(1, known[:, None])[:, 0]  # (N, H, W), p of the true class
     overlap = torch.stack([(in_truth * (target == c)).sum() for c in classes])
     truth_size = torch.stack([(target == c).sum() for c in classes]).float()
-    p_size = (p.sum(dim=(2, 3)) * ~missing).sum(dim=0)
+    p_size = (p.sum(dim=(2, 3)) * ~unannotated).sum(dim=0)
     overlap, truth_size, p_size = sum_over_processes(torch.stack([overlap, truth_size, p_size]))
-    present = truth_size > 0
-    present[0] = False
-    if not present.any():
-        return overlap.sum() * 0.0
-    return 1 - (2 * overlap[present] / (p_size[present] + truth_size[present])).mean()
+    present = (truth_size > 0) & (torch.arange(len(truth_size), device=truth_size.device) > 0)
+    dice = 2 * overlap / (p_size + truth_size).clamp(min=1e-6)
+    return torch.where(present, 1 - dice, 0).sum() / present.sum().clamp(min=1)
 
 
-def pseudo_labels(logits: Tensor, known: Tensor, missing: Tensor) -> Tensor:
+def pseudo_labels(logits: Tensor, known: Tensor, unannotated: Tensor) -> Tensor:
     """Hard pseudo-labels Y of a branch (section 2.2): the likeliest of what each pixel may be.
 
     Args:
         logits: (N, C, H, W).
         known: (N, H, W) uint8; where it is not UNCERTAIN, it is the label.
-        missing: (N, C) bool, what an uncertain pixel may be besides background.
+        unannotated: (N, C) bool, what an uncertain pixel may be besides background.
 
     Returns:
-        (N, H, W) int64, without gradient; plainly argmax where nothing is known and everything missing.
+        (N, H, W) int64, without gradient; plainly argmax where nothing is known and everything unannotated.
     """
-    impossible = ~_possible(missing)[:, :, None, None]
+    impossible = ~_possible(unannotated)[:, :, None, None]
     likeliest = logits.detach().masked_fill(impossible, -torch.inf).argmax(dim=1)
     return torch.where(known == UNCERTAIN, likeliest, known.long())

@@ -14,7 +14,7 @@ from app.record import file_sha256
 from app.weights import SLICE_MM
 from evaluation.output import write_text
 from evaluation.paper import TABLE_3
-from evaluation.study import crossvalidation
+from evaluation.tables.accuracy import crossvalidation
 
 # By the beginning of a case's name: source, licence.
 SOURCES = {
@@ -29,9 +29,10 @@ SOURCES = {
     "FLARE22": ("FLARE22 challenge", "the challenge's terms"),
 }
 STAGE_SETTINGS = (
-    *("branches", "lambda_", "dice_weight", "crop_size", "labelled_per_batch", "unlabelled_per_batch"),
-    *("optimiser", "lr", "momentum", "weight_decay", "epochs", "warmup_epochs", "organ_share", "true_hu_share"),
-    *("rotation_deg", "zoom", "warp_px", "phase_share", "noise_hu", "blur", "statistics_jitter", "seed"),
+    *("branches", "lambda_", "dice_weight", "crop_size", "crop_px", "labelled_per_batch", "unlabelled_per_batch"),
+    *("optimiser", "lr", "momentum", "weight_decay", "epochs", "train_s", "warmup_epochs", "warmup_share"),
+    *("organ_share", "true_hu_share", "negative_share", "rotation_deg", "zoom", "warp_px", "phase_share"),
+    *("noise_hu", "blur", "statistics_jitter", "seed"),
 )
 
 
@@ -65,6 +66,7 @@ def stage_table(stages: list[dict]) -> str:
     rows += [
         [key.rstrip("_").replace("_", " "), *(stage["config"].get(key, "") for stage in stages)]
         for key in STAGE_SETTINGS
+        if any(key in stage["config"] for stage in stages)  # settings had other names in earlier runs
     ]
     if any(stage.get("mean_of") for stage in stages):
         rows.append(["mean of the weights of", *(", ".join(stage.get("mean_of") or ["-"]) for stage in stages)])

@@ -29,8 +29,9 @@ from app.record import file_sha256
 from app.resample import nearest_spacing, resample_in_plane, resampled_shape
 from app.volume import Volume, read_volume
 from app.voxels import NO_NUMBER
+from evaluation.masks import SAME_PLACE_VOXELS, corners_apart_mm
 from evaluation.organs import parse_organs
-from training.missing import mark_uncertain
+from training.partial_labels import mark_uncertain
 from training.store import Case, read_case, write_case
 
 # By how much voxels cut off at 275 HU exceed it, and the mean square of that excess (HU, HU^2): measured on
@@ -148,8 +149,8 @@ def _checked_labels(labels: Volume, geometry: Geometry, annotated: tuple[int, ..
     """
     if labels.hu.shape != geometry.shape:
         raise CaseError(f"the label map has {labels.hu.shape} voxels (z, y, x), its image {geometry.shape}")
-    off_mm = np.abs(_corners_mm(labels.geometry) - _corners_mm(geometry)).max()
-    if off_mm > 0.5 * min(labels.geometry.spacing_mm):
+    off_mm = corners_apart_mm(_array_affine(labels.geometry), _array_affine(geometry), geometry.shape)
+    if off_mm > SAME_PLACE_VOXELS * min(labels.geometry.spacing_mm):  # in the unit of the headers, not yet mm
         raise CaseError(f"the label map lies up to {off_mm:.1f} mm away from its image")
     values = np.unique(labels.hu)
     if values[0] == NO_NUMBER:
@@ -167,13 +168,14 @@ def _listed(values: list[int]) -> str:
     return ", ".join(map(str, values[:5])) + (", ..." if len(values) > 5 else "")
 
 
-def _corners_mm(geometry: Geometry) -> np.ndarray:
-    """(2, 3): where the first and the last voxel of the reoriented array lie, RAS mm."""
+def _array_affine(geometry: Geometry) -> np.ndarray:
+    """(4, 4): index (z, y, x) in the reoriented array to RAS mm."""
     header = parse_nifti(geometry.mask_header)
-    last = np.array(header.shape) - 1  # k, j, i
-    first = np.where(geometry.flips, last, 0)
-    voxels = np.stack([first, last - first])[:, ::-1]  # i, j, k
-    return voxels @ header.affine[:3, :3].T + header.affine[:3, 3]
+    to_file = np.zeros((4, 4))  # index in the reoriented array to i, j, k
+    to_file[[2, 1, 0], geometry.axes] = np.where(geometry.flips, -1, 1)
+    to_file[[2, 1, 0], 3] = np.where(geometry.flips, np.array(header.shape) - 1, 0)
+    to_file[3, 3] = 1
+    return header.affine @ to_file
 
 
 def unsaturated_statistics(hu: np.ndarray, saturated_hu: int | None) -> tuple[float, float]:

@@ -1,16 +1,17 @@
 """Warm-up, then poly (paper table 2: WarmUpPoly)."""
 
 
-def learning_rate(step: int, total_steps: int, warmup_steps: int, peak: float, power: float = 0.9) -> float:
-    """Learning rate of a step: linear from peak / warmup_steps to peak, then peak * (1 - t) ** power.
+def learning_rate(done: float, warmup: float, peak: float, power: float = 0.9) -> float:
+    """Learning rate of a step: linear from 0 to the peak, then peak * (1 - t) ** power, t the share after the warm-up.
 
     Args:
-        step: 0-based.
-        total_steps, warmup_steps: Lengths in steps.
+        done: Share of the run that is done, 0..1; counted in steps or in seconds.
+        warmup: Share of the run that is warm-up.
         peak: The initial learning rate of the paper.
         power: Of the poly decay.
     """
-    if step < warmup_steps:
-        return peak * (step + 1) / warmup_steps
-    t = (step - warmup_steps) / max(1, total_steps - warmup_steps)
-    return peak * (1 - min(t, 1.0)) ** power
+    if done < warmup:
+        return peak * done / warmup
+    if done >= 1:
+        return 0.0
+    return peak * (1 - (done - warmup) / (1 - warmup)) ** power

@@ -112,7 +112,7 @@ def read_slice(store: Path, case: Case, z: int) -> tuple[np.ndarray, np.ndarray 
     return _open(folder / "hu.b2nd")[z], _open(folder / "labels.b2nd")[z] if case.annotated else None
 
 
-def read_volume(store: Path, case: Case) -> tuple[np.ndarray, np.ndarray | None]:
+def read_whole_case(store: Path, case: Case) -> tuple[np.ndarray, np.ndarray | None]:
     """A whole case: int16 HU (z, y, x), and its uint8 labels (z, y, x) or None."""
     folder = store / case.name
     return _open(folder / "hu.b2nd")[:], _open(folder / "labels.b2nd")[:] if case.annotated else None

@@ -15,14 +15,14 @@ import torch
 
 from training import results
 from training.config import Config, parse
-from training.dataset import split
+from training.split import split
 from training.store import read_cases
 from training.train import Run
 
 # What differs from the paper's settings, for want of its 100 GPU hours; flags behind "--" override it.
 MINIATURE = (
-    *("--fold", "0", "--frame-px", "128", "--crop-size", "128"),
-    *("--labelled-per-batch", "8", "--unlabelled-per-batch", "8", "--epochs", "40", "--warmup-epochs", "2"),
+    *("--fold", "0", "--crop-px", "128"),
+    *("--labelled-per-batch", "8", "--unlabelled-per-batch", "8", "--epochs", "40", "--warmup-share", "0.05"),
     *("--optimiser", "adamw", "--lr", "0.001", "--weight-decay", "0.01", "--dice-weight", "1"),
 )
 ARMS = {"with_unlabelled": 0.5, "without_unlabelled": 0.0}  # lambda

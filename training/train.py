@@ -1,81 +1,42 @@
-"""Cross pseudo supervision (paper section 2.2): `python -m training.train`, or torchrun for several GPUs.
+"""Train by cross pseudo supervision: `python -m training.train`, or torchrun for several GPUs.
 
-Two branches of one architecture, initialised differently. Each learns the labels of the labelled slices
-(eq. 1) and the other's hard pseudo-labels of the unlabelled ones (eq. 2); the sum is eq. 3.
-
-Every random choice is a function of the seed and the step, so a run goes on from its checkpoint as if it
-had never stopped.
+Every random choice is a function of the seed and the step, so a run goes on from its checkpoint as if it had never
+stopped; only where --train-s ends it by the clock does the learning rate depend on the machine's speed. The method is
+in training/method.py.
 """
 
 import dataclasses
 import itertools
-import sys
 import time
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.tensorboard import SummaryWriter
-from tqdm import tqdm
 
 from app.labels import ORGANS
 from app.network import DeepLabV3Plus, initialise
 from training import checkpoint
-from training.augment import augment, noise_bank
+from training.augmentations import augment
+from training.batch import Batch, each
 from training.config import Config, changed, parse
-from training.cutmix import inside, mix, random_boxes
-from training.dataset import SliceDataset, batches, describe, split
-from training.distributed import first_decides, join, leave, part
-from training.losses import marginal_cross_entropy, pseudo_labels, soft_dice_loss
-from training.picture import panel
+from training.cutmix import random_boxes
+from training.distributed import first_says, join, leave, share_of_batch
+from training.loading import loader
+from training.logbook import Logbook
+from training.method import Examples, gradients
 from training.precision import mixed_precision
+from training.resident import ResidentBatches
+from training.sampling import Sampler
 from training.schedule import learning_rate
+from training.split import describe, split
 from training.store import read_cases
 from training.validate import validate
 
 SWITCHED_OFF_BIAS = -1e3  # exported weights have a lower one for organs that they cannot know
-PICTURED_SLICES = 4
-
-
-def supervised_loss(logits: Tensor, labels: Tensor, missing: Tensor, dice_weight: float) -> Tensor:
-    """Eq. 1 for one branch, plus the soft Dice term if it has a weight."""
-    loss = marginal_cross_entropy(logits, labels, missing).mean()
-    if dice_weight:
-        loss = loss + dice_weight * soft_dice_loss(logits, labels, missing)
-    return loss
-
-
-def cps_losses(
-    branches: list[nn.Module], images: Tensor, known: Tensor, missing: Tensor, boxes: Tensor | None
-) -> list[Tensor]:
-    """Eq. 2, one term a branch; with CutMix as in Chen et al. (2021), the networks learn on mixed images.
-
-    Pseudo-labels come from the unmixed images, in evaluation mode: they are what inference would say but for its
-    bias, without dropout and whatever else is in the batch (or on which process). The CPS authors make them in training
-    mode, where these forward passes also go into batch norm's running statistics, a second time a step.
-
-    Args:
-        branches: Two networks in training mode, giving logits.
-        images: (N, 1, H, W) unlabelled slices.
-        known, missing: What is known of their pixels all the same, see `pseudo_labels`.
-        boxes: (N, 4) from `random_boxes`; None: no CutMix.
-    """
-    labels = []
-    with torch.no_grad():
-        for branch in branches:
-            branch.eval()
-            labels.append(pseudo_labels(branch(images), known, missing))
-            branch.train()
-    if boxes is not None:
-        mask = inside(boxes, *images.shape[-2:])
-        images, labels = mix(images, mask), [mix(y, mask) for y in labels]
-    none_missing = torch.zeros_like(missing)
-    return [
-        marginal_cross_entropy(branch(images).float(), other, none_missing).mean()
-        for branch, other in zip(branches, reversed(labels), strict=True)
-    ]
 
 
 class Run:
@@ -88,24 +49,23 @@ class Run:
     def __init__(self, config: Config):
         self.config = config
         self.rank, self.processes, self.device = join(config.device)
+        torch.backends.cudnn.benchmark = True  # every batch has the same shape: the fastest kernels are looked for once
         cases = split(read_cases(Path(config.store)), config)
-        self.labelled = SliceDataset(config.store, cases.labelled, config, labelled=True)
-        self.data, self.validation_cases = describe(cases), cases.validation
-        self.unlabelled = None
+        self.samplers = [Sampler(cases.labelled, config, labelled=True)]
         if config.lambda_:
-            self.unlabelled = SliceDataset(config.store, cases.unlabelled, config, labelled=False)
-            mine = part(config.unlabelled_per_batch, self.rank, self.processes)
+            self.samplers.append(Sampler(cases.unlabelled, config, labelled=False))
+            mine = self._share(config.unlabelled_per_batch)
             if config.cutmix and (mine.stop - mine.start) % 2:
                 raise ValueError(
                     f"CutMix mixes pairs: --unlabelled-per-batch {config.unlabelled_per_batch} must give each of "
                     f"{self.processes} processes an even number"
                 )
-        self.steps_per_epoch = max(1, len(self.labelled) // config.labelled_per_batch)
-        self.total_steps = max(1, round(config.epochs * self.steps_per_epoch))
-        self.warmup_steps = round(config.warmup_epochs * self.steps_per_epoch)
+        self.data, self.validation_cases = describe(cases), cases.validation
+        self.steps_per_epoch = max(1, len(self.samplers[0]) // config.labelled_per_batch)
+        self.total_steps = None if config.train_s else max(1, round(config.epochs * self.steps_per_epoch))
 
         branches = [initialise(DeepLabV3Plus(), 1000 * (config.seed + 1) + k) for k in range(config.branches)]
-        self.step, self.validation, self.stages = 0, None, []
+        self.step, self.trained_s, self.validation, self.stages = 0, 0.0, None, []
         self.path = Path(config.out) / checkpoint.FILE_NAME
         resumed = checkpoint.load(self.path) if self.path.exists() else None
         if config.init and not resumed:
@@ -115,7 +75,9 @@ class Run:
         if resumed:
             self._resume(resumed)
         self.forward = [self._wrapped(branch) for branch in self.branches]
-        self.noise = noise_bank(self.device)
+
+    def _share(self, per_batch: int) -> slice:
+        return share_of_batch(per_batch, self.rank, self.processes)
 
     def _wrapped(self, branch: nn.Module) -> nn.Module:
         if self.processes > 1:
@@ -142,9 +104,10 @@ class Run:
 
     def _resume(self, state: dict) -> None:
         differences = changed(state["config"], self.config)
-        data = state["data"] or {}
-        if self.data | data != self.data:  # an older checkpoint may not know all that is described
+        if self.data != state["data"]:
             differences.append("other cases in the store or the folds")
+        if not state["optimisers"]:
+            differences.append("without its optimisers")
         if differences:
             raise ValueError(
                 f"{self.path} is of another run ({'; '.join(differences)}): "
@@ -154,7 +117,8 @@ class Run:
             branch.load_state_dict(branch_state)
         for optimiser, optimiser_state in zip(self.optimisers, state["optimisers"], strict=True):
             optimiser.load_state_dict(optimiser_state)
-        self.step, self.validation, self.stages = state["step"], state["validation"], state["stages"]
+        self.step, self.trained_s = state["step"], state["trained_s"]
+        self.validation, self.stages = state["validation"], state["stages"]
 
     def save(self) -> None:
         """Write the checkpoint, on the first process."""
@@ -167,50 +131,78 @@ class Run:
             "optimisers": [optimiser.state_dict() for optimiser in self.optimisers],
             "step": self.step,
             "total_steps": self.total_steps,
+            "trained_s": self.trained_s,
             "validation": self.validation,
             "stages": self.stages,
         }
         checkpoint.save(state, self.path)
 
-    def train_step(self, labelled: dict[str, Tensor], unlabelled: dict[str, Tensor] | None) -> dict[str, Tensor]:
-        """One update of every branch. Returns the losses, detached, of this process's part of the batch."""
+    def train_step(self, labelled: Batch, unlabelled: Batch | None, done: float) -> dict[str, Tensor]:
+        """One update of every branch.
+
+        Args:
+            labelled, unlabelled: This process's part of the step's batches, on the device.
+            done: Share of the run that is done, which the learning rate depends on.
+
+        Returns:
+            The losses, detached, of this process's part, and the learning rate.
+        """
         config = self.config
         torch.manual_seed((config.seed * 2**32 + self.step) * 2**10 + self.rank)  # dropout
-        lr = learning_rate(self.step, self.total_steps, self.warmup_steps, config.lr, config.poly_power)
-        images, labels = augment(labelled, config.crop_size, self.noise)
-        if unlabelled is not None:  # outside of autocast, which would round the places that slices are sampled at
-            unlabelled_images, known = augment(unlabelled, config.crop_size, self.noise)
-        cps = [torch.zeros((), device=self.device)] * config.branches
-        with mixed_precision(self.device, config.bf16):
-            supervised = [
-                supervised_loss(branch(images).float(), labels, labelled["missing"], config.dice_weight)
-                for branch in self.forward
-            ]
-            if unlabelled is not None:
-                missing = unlabelled["missing"]
-                cps = cps_losses(self.forward, unlabelled_images, known, missing, self._boxes())
-        loss = sum(supervised) + config.lambda_ * sum(cps)  # eq. 3
-        loss.backward()
+        # Augmentation stays outside of autocast, which would round the places that slices are sampled at.
+        supervised, cps = gradients(
+            self.forward,
+            self.examples(labelled),
+            None if unlabelled is None else self.examples(unlabelled),
+            self._boxes(),
+            config.lambda_,
+            config.dice_weight,
+            partial(mixed_precision, self.device, config.bf16),
+        )
+        lr = learning_rate(done, config.warmup_share, config.lr, config.poly_power)
         for optimiser in self.optimisers:
             for group in optimiser.param_groups:
                 group["lr"] = lr
             optimiser.step()
             optimiser.zero_grad(set_to_none=True)
         self.step += 1
-        return {
-            "loss/supervised": sum(supervised).detach() / config.branches,
-            "loss/cps": sum(cps).detach() / config.branches,
-            "lr": torch.tensor(lr),
-        }
+        return {"loss/supervised": supervised, "loss/cps": cps, "lr": torch.tensor(lr)}
+
+    def examples(self, batch: Batch) -> Examples:
+        """A batch as the networks take it, augmented."""
+        return Examples(*augment(batch, self.config), batch.slices.unannotated)
 
     def _boxes(self) -> Tensor | None:
         """This process's part of the step's CutMix boxes, which are drawn for the whole batch."""
         config = self.config
-        if not config.cutmix:
+        if not (config.cutmix and config.lambda_):
             return None
         rng = np.random.default_rng([config.seed, 2, self.step])
-        boxes = random_boxes(rng, config.unlabelled_per_batch, config.crop_size, config.crop_size)
-        return boxes[part(len(boxes), self.rank, self.processes)].to(self.device)
+        boxes = random_boxes(rng, config.unlabelled_per_batch, config.crop_px, config.crop_px)
+        return boxes[self._share(len(boxes))].to(self.device, non_blocking=True)
+
+    def batches(self) -> Iterator[tuple[Batch, Batch | None]]:
+        """This process's parts of the labelled and the unlabelled batches, on the device, from the current step on."""
+        config, store = self.config, Path(self.config.store)
+        shares = [self._share(sampler.per_batch) for sampler in self.samplers]
+        if config.resident:
+            resident = [
+                ResidentBatches(sampler, store, mine, self.device)
+                for sampler, mine in zip(self.samplers, shares, strict=True)
+            ]
+            steps = itertools.count(self.step) if self.total_steps is None else range(self.step, self.total_steps)
+            batches = ([source.batch(step) for source in resident] for step in steps)
+        else:
+            steps = range(self.step, self.total_steps or 1 << 30)
+            pin = self.device.type == "cuda"
+            loaders = [
+                loader(sampler, store, mine, steps, config.workers, pin)
+                for sampler, mine in zip(self.samplers, shares, strict=True)
+            ]
+            batches = zip(*loaders, strict=True)
+        for pair in batches:
+            labelled, *rest = (each(lambda value: value.to(self.device, non_blocking=True), batch) for batch in pair)
+            yield labelled, rest[0] if rest else None
 
     def train(self) -> None:
         """From the current step to the end, with logs, validations and checkpoints.
@@ -219,82 +211,52 @@ class Run:
             FloatingPointError: The loss is no longer finite; the last checkpoint stands.
         """
         config = self.config
-        writer = SummaryWriter(config.out, purge_step=self.step) if self.rank == 0 else None
-        bar = tqdm(
-            total=self.total_steps, initial=self.step, disable=self.rank > 0, unit="step", dynamic_ncols=True,
-            mininterval=1 if sys.stderr.isatty() else 30,
-        )  # fmt: skip
+        slices_per_step = sum(sampler.per_batch for sampler in self.samplers)
+        logbook = None if self.rank else Logbook(config.out, self.step, self.total_steps, slices_per_step)
         validate_every = max(1, round(config.validate_every_epochs * self.steps_per_epoch))
-        slices_per_step = config.labelled_per_batch + config.unlabelled_per_batch * (self.unlabelled is not None)
-        start = last_save = last_log = time.monotonic()
-        logged_step = self.step
-        for labelled, unlabelled in self._batches():
-            losses = self.train_step(labelled, unlabelled)
-            bar.update()
-            last = self.step == self.total_steps
-            if self.step % config.log_every == 0 or last:
-                values = {name: value.item() for name, value in losses.items()}
-                if not np.isfinite(list(values.values())).all():
-                    raise FloatingPointError(f"step {self.step}: {values}")
-                now = time.monotonic()
-                values["slices_per_s"] = (self.step - logged_step) * slices_per_step / (now - last_log)
-                logged_step, last_log = self.step, now
-                bar.set_postfix({name.split("/")[-1]: f"{value:.3g}" for name, value in values.items()})
-                if writer:
-                    for name, value in values.items():
-                        writer.add_scalar(name, value, self.step)
-            if (self.step % validate_every == 0 or last) and writer:
-                self._picture(writer, labelled)
-                self._validate(writer)
-            stop = config.stop_after_s and first_decides(time.monotonic() - start > config.stop_after_s, self.device)
-            if last or stop or time.monotonic() - last_save > config.checkpoint_every_s:
+        batches = self.batches()
+        first = next(batches, None)  # with --resident this reads the store, which is no training
+        start_s = last_save_s = time.monotonic()
+        before_s = self.trained_s
+        for labelled, unlabelled in itertools.chain([first] if first else [], batches):
+            losses = self.train_step(labelled, unlabelled, self._done(self.step + 0.5))
+            self.trained_s = before_s + time.monotonic() - start_s
+            if config.train_s or config.stop_after_s:
+                self.trained_s = first_says(self.trained_s)
+            last = self._done(self.step) >= 1
+            if logbook:
+                logbook.bar.update()
+                if self.step % config.log_every == 0 or last:
+                    logbook.losses(self.step, losses)
+                if self.step % validate_every == 0 or last:
+                    examples = self.examples(labelled)
+                    with mixed_precision(self.device, config.bf16):
+                        logbook.picture(self.step, self.branches, examples)
+                    self._validate(logbook)  # other processes wait at their next step
+            pause = bool(config.stop_after_s) and self.trained_s - before_s > config.stop_after_s
+            if last or pause or time.monotonic() - last_save_s > config.checkpoint_every_s:
                 self.save()
-                last_save = time.monotonic()
-            if stop:
+                last_save_s = time.monotonic()
+            if last or pause:
                 break
-        bar.close()
-        if writer:
-            writer.close()
+        if logbook:
+            logbook.close()
 
-    def _batches(self):
-        """Pairs of a labelled and an unlabelled batch (None with lambda 0) on the device, from the current step on."""
-        config = self.config
-        rest = (self.step, self.total_steps, self.rank, self.processes)
-        loaders = [batches(self.labelled, config.labelled_per_batch, *rest)]
-        if self.unlabelled is not None:
-            loaders.append(batches(self.unlabelled, config.unlabelled_per_batch, *rest))
-        for loaded in zip(*loaders, strict=True):
-            on_device = [
-                {name: value.to(self.device, non_blocking=True) for name, value in batch.items()} for batch in loaded
-            ]
-            yield on_device[0], on_device[1] if len(on_device) > 1 else None
+    def _done(self, steps: float) -> float:
+        """Share of the run that is done after so many steps; of its seconds, where it ends by the clock."""
+        return self.trained_s / self.config.train_s if self.total_steps is None else steps / self.total_steps
 
-    def _picture(self, writer: SummaryWriter, labelled: dict[str, Tensor]) -> None:
-        images, labels = augment(
-            {name: value[:PICTURED_SLICES] for name, value in labelled.items()}, self.config.crop_size, self.noise
-        )
-        predictions = []
-        with torch.no_grad(), mixed_precision(self.device, self.config.bf16):
-            for branch in self.branches:
-                branch.eval()
-                predictions.append(branch(images).argmax(dim=1))
-                branch.train()
-        writer.add_image("image, labels, predictions", panel(images, labels, predictions), self.step)
-
-    def _validate(self, writer: SummaryWriter) -> None:
-        """DSC of the held-out patients; other processes wait at their next step."""
+    def _validate(self, logbook: Logbook) -> None:
+        """DSC of the held-out patients, if there are any."""
         if not self.validation_cases:
             return
-        self.validation = {"step": self.step, "dsc": []}
-        for k, branch in enumerate(self.branches):
+        dsc = []
+        for branch in self.branches:
             scores = validate(branch, Path(self.config.store), self.validation_cases, self.config, self.data)
             mean = {name: float(np.mean(values)) for name, values in scores.items()}
-            mean["mean"] = float(np.mean(list(mean.values())))
-            self.validation["dsc"].append(mean)
-            per_organ = "  ".join(f"{name} {value:.3f}" for name, value in mean.items())
-            tqdm.write(f"step {self.step} branch {k}: DSC {per_organ}")
-            for name, value in mean.items():
-                writer.add_scalar(f"dsc_branch{k}/{name}", value, self.step)
+            dsc.append({**mean, "mean": float(np.mean(list(mean.values())))})
+        self.validation = {"step": self.step, "dsc": dsc}
+        logbook.validation(self.step, dsc)
 
 
 def _optimiser(branch: nn.Module, config: Config) -> torch.optim.Optimizer:
@@ -310,12 +272,14 @@ def main() -> None:
     except (ValueError, OSError) as error:
         raise SystemExit(f"training.train: {error}") from None
     if run.rank == 0:
+        labelled, *unlabelled = run.samplers
         organs = [organ.abbreviation for organ in ORGANS if organ.label not in run.data["annotated"]]
+        length = f"{run.total_steps} steps" if run.total_steps else f"{run.config.train_s:g} seconds"
         print(
-            f"{len(run.labelled)} labelled slices of {len(run.labelled.cases)} cases"
+            f"{len(labelled)} labelled slices of {len(labelled.cases)} cases"
             f"{' (none annotates ' + ', '.join(organs) + ')' if organs else ''}, "
-            f"{len(run.unlabelled) if run.unlabelled else 0} unlabelled, {len(run.validation_cases)} validation cases; "
-            f"{run.total_steps} steps from {run.step} on {run.device}, {run.processes} process(es)",
+            f"{len(unlabelled[0]) if unlabelled else 0} unlabelled, {len(run.validation_cases)} validation cases; "
+            f"{length} from step {run.step} on {run.device}, {run.processes} process(es)",
             flush=True,
         )
     run.train()

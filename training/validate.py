@@ -10,13 +10,11 @@ from app.inference import segment_volume
 from app.labels import NUM_CLASSES, ORGANS
 from app.postprocess import MIN_REGION_PX
 from app.segment import segment
-from app.weights import SLICE_MM
 from training.config import Config
 from training.precision import mixed_precision
-from training.store import UNCERTAIN, Case, read_volume
+from training.store import UNCERTAIN, Case, read_whole_case
 
 SLICES_PER_STEP = 8
-FULL_FRAME_PX = 512  # the frame that MIN_REGION_PX is meant for
 
 
 def dice(prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
@@ -41,14 +39,15 @@ def validate(
 ) -> dict[str, list[float]]:
     """DSC of a branch on whole labelled cases.
 
-    The network is left as it was. In smaller frames regions are smaller, and so is the filter's limit.
+    The network is left as it was. In slices that were stored smaller, regions are smaller too, and so is the filter's
+    limit.
 
     Args:
         network: The branch.
         store: Folder of the slice store.
         cases: Labelled ones.
         config: That the branch is trained with.
-        data: Of `training.dataset.describe`: what the branch is trained on.
+        data: Of `training.split.describe`: what the branch is trained on.
 
     Returns:
         Abbreviation of an organ to its DSC in each case that annotates it.
@@ -56,14 +55,14 @@ def validate(
     was_training = network.training
     network.eval()
     device = next(network.parameters()).device
-    min_region_px = round(MIN_REGION_PX * (config.frame_px / FULL_FRAME_PX) ** 2)
-    segment_slices = partial(segment, network, slices_per_step=SLICES_PER_STEP, frame_px=config.crop_size)
+    segment_slices = partial(segment, network, slices_per_step=SLICES_PER_STEP, frame_px=config.crop_px)
     scores: dict[str, list[float]] = {}
     for case in cases:
-        hu, truth = read_volume(store, case)
+        min_region_px = round(MIN_REGION_PX / case.settings.get("shrink", 1) ** 2)
+        hu, truth = read_whole_case(store, case)
         with mixed_precision(device, config.bf16):
             segmentation = segment_volume(
-                segment_slices, hu, case.spacing_mm, data["spacing_mm"], data.get("slice_mm", SLICE_MM),
+                segment_slices, hu, case.spacing_mm, data["spacing_mm"], data["slice_mm"],
                 statistics_hu=(case.mean_hu, case.std_hu), min_region_px=min_region_px,
             )  # fmt: skip
         dsc = dice(segmentation.labels, truth)

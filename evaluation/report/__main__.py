@@ -13,7 +13,7 @@ from evaluation.report.case import CaseReport, report_case
 from evaluation.report.page import page
 from evaluation.report.run import ReportError, read_run
 
-ERROR_EXIT = 2
+INCOMPLETE_EXIT, ERROR_EXIT = 1, 2
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -45,23 +45,28 @@ def write_volumes(path: Path, cases: Sequence[CaseReport]) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Returns the exit status: 0, or 2 if there is nothing to report on or something is wrong with it."""
+    """Returns the exit status: 0, 1 if the mask or truth of a case is unusable, 2 if no report was written."""
     arguments = parse_arguments(argv)
     try:
         run = read_run(arguments.run, arguments.inputs)
         truths = _truths(arguments.truth, [case.name for case in run.cases], arguments.organs)
-        cases = []
+        cases, unusable = [], []
         for number, record in enumerate(run.cases, start=1):
             say(f"{number}/{len(run.cases)} {record.name}")
             annotated = arguments.organs.of(record.name) or ()
-            cases.append(report_case(record, truths.get(record.name), annotated, not arguments.no_pictures))
+            try:
+                cases.append(report_case(record, truths.get(record.name), annotated, not arguments.no_pictures))
+            except (MaskError, OSError) as error:
+                say(f"error: {error}", sys.stderr)
+                cases.append(CaseReport(record, notes=(str(error),)))
+                unusable.append(record.name)
         write_text(arguments.output, page(run, cases))
         write_volumes(arguments.output.with_name("volumes.csv"), cases)
-    except (ReportError, MaskError, OSError) as error:
+    except (ReportError, OSError) as error:
         say(f"error: {error}", sys.stderr)
         return ERROR_EXIT
     say(f"{arguments.output} ({arguments.output.stat().st_size / 1e6:.1f} MB)")
-    return 0
+    return INCOMPLETE_EXIT if unusable else 0
 
 
 def _truths(folder: Path | None, names: Sequence[str], organs: AnnotatedOrgans) -> dict[str, Path]:

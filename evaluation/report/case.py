@@ -1,7 +1,8 @@
 """One case of a report: its files read once, its scores, volumes and pictures kept."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -12,10 +13,10 @@ from app.geometry import Geometry
 from app.labels import ORGANS
 from app.plausible import mark, plausible_ml
 from app.record import file_sha256
-from evaluation.masks import Mask, MaskError, check_same_grid, read_mask
+from evaluation.masks import Mask, MaskError, read_mask
 from evaluation.report.run import CaseRecord
 from evaluation.report.views import Picture, Scan, organ_strip, overviews
-from evaluation.scoring import Score, Scores, score_files
+from evaluation.scoring import Score, Scores, score_masks
 
 
 class OrganVolume(NamedTuple):
@@ -40,11 +41,11 @@ class CaseReport(NamedTuple):
     """
 
     record: CaseRecord
-    notes: tuple[str, ...]
-    volumes: dict[int, OrganVolume]
-    scores: Scores | None
-    overviews: dict[str, Picture]
-    strips: dict[int, Picture]
+    notes: tuple[str, ...] = ()
+    volumes: Mapping[int, OrganVolume] = MappingProxyType({})
+    scores: Scores | None = None
+    overviews: Mapping[str, Picture] = MappingProxyType({})
+    strips: Mapping[int, Picture] = MappingProxyType({})
 
     @property
     def mean_dsc(self) -> float | None:
@@ -63,25 +64,25 @@ def report_case(
         pictures: Whether to draw.
 
     Raises:
-        MaskError: The mask or the truth cannot be read, is no mask, or they differ in geometry.
+        MaskError: The mask or the truth is not a readable label map, or mask, truth and CT differ in geometry.
+        OSError: The mask cannot be read.
     """
     notes: list[str] = []
     if record.mask is None or record.status == "failed":
         if record.status != "failed":
             notes.append("its mask is not there any more")
         scores = dict.fromkeys(annotated, Score(0.0, 0.0)) if truth else None
-        return CaseReport(record, tuple(notes), {}, scores, {}, {})
+        return CaseReport(record, tuple(notes), scores=scores)
     if "mask" in record.sums and file_sha256(record.mask) != record.sums["mask"]:
         notes.append("its mask is not the one that this run wrote: it has been changed since")
     prediction, scores, true = read_mask(record.mask), None, None
     if truth is not None:
         true = read_mask(truth)
-        check_same_grid(prediction, true)
-        scores = score_files(record.mask, truth, annotated)
+        scores = score_masks(prediction, true, annotated)
     scan = _scan(record, prediction, true, annotated, notes) if pictures else None
     volumes = _volumes(prediction)
     if scan is None:
-        return CaseReport(record, tuple(notes), volumes, scores, {}, {})
+        return CaseReport(record, tuple(notes), volumes, scores)
     strips = {organ.label: organ_strip(record.name, scan, organ.label, volumes[organ.label].ml) for organ in ORGANS}
     strips = {label: strip for label, strip in strips.items() if strip is not None}
     return CaseReport(record, tuple(notes), volumes, scores, overviews(record.name, scan), strips)

@@ -28,8 +28,13 @@ STAGE_COLOURS = {
 OTHER_STAGE = "#d9d9d9"
 
 
-def curves(samples: Sequence[dict]) -> Picture | None:
-    """None without samples. A panel for the GPU only where there was one."""
+def curves(samples: Sequence[dict], cases: Sequence[str]) -> Picture | None:
+    """None without samples. A panel for the GPU only where there was one.
+
+    Args:
+        samples: Rows of monitor.csv.
+        cases: Names; the picture has their numbers, from 1, since matplotlib's font lacks most scripts.
+    """
     if len(samples) < 2:
         return None
     has_gpu = any(row["gpu_used_mib"] is not None for row in samples)
@@ -55,7 +60,7 @@ def curves(samples: Sequence[dict]) -> Picture | None:
     handles = [*cpu.get_legend_handles_labels()[0], *used.get_legend_handles_labels()[0]]
     cpu.legend(handles=handles, **LEGEND)
     memory.legend(**LEGEND)
-    _stage_panel(stages, samples)
+    _stage_panel(stages, samples, cases)
     for axes in (memory, used):
         axes.set_ylim(0, None)
     stages.set(xlabel="Time (s)", xlim=(0, samples[-1]["time_s"]))
@@ -88,8 +93,9 @@ def _thinned(points: np.ndarray) -> np.ndarray:
     return np.array([part[np.argmax(part[:, 1])] for part in bins])
 
 
-def _stage_panel(axes: Axes, samples: Sequence[dict]) -> None:
+def _stage_panel(axes: Axes, samples: Sequence[dict], cases: Sequence[str]) -> None:
     """Upper row: the main thread; lower row: reading ahead. A stage lasts until the next sample."""
+    numbers = {name: str(number) for number, name in enumerate(cases, start=1)}
     end_s = samples[-1]["time_s"]
     seen = dict.fromkeys(STAGE_COLOURS, False)
     for name, case, start_s, stop_s in stage_spans(samples):
@@ -97,10 +103,9 @@ def _stage_panel(axes: Axes, samples: Sequence[dict]) -> None:
         colour = STAGE_COLOURS.get(name, OTHER_STAGE)
         axes.broken_barh([(start_s, stop_s - start_s)], (row + 0.06, 0.88), color=colour, linewidth=0)
         seen[name] = True
-        if name == "segment" and stop_s - start_s > 0.06 * end_s:
-            room = max(3, int(110 * (stop_s - start_s) / end_s))
-            name_style = {"ha": "center", "va": "center", "color": "white", "fontsize": 8, "parse_math": False}
-            axes.text((start_s + stop_s) / 2, 1.5, case[:room], **name_style)
+        if name == "segment" and stop_s - start_s > 0.02 * end_s:
+            middle_s = (start_s + stop_s) / 2
+            axes.text(middle_s, 1.5, numbers.get(case, ""), ha="center", va="center", color="white", fontsize=8)
     names = [name for name, was_seen in seen.items() if was_seen]
     handles = [Patch(color=STAGE_COLOURS.get(name, OTHER_STAGE), label=name) for name in names]
     axes.legend(handles=handles, **LEGEND | {"ncols": 8, "handlelength": 1})

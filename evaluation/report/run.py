@@ -155,7 +155,7 @@ def _samples(path: Path) -> tuple[dict, ...]:
     """Empty if the run has no monitor.csv; a last line that was cut off by a crash is left out."""
     if not path.is_file():
         return ()
-    with path.open(newline="", encoding="utf-8", errors="replace") as file:
+    with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
         rows = [row for row in csv.DictReader(file) if None not in row.values()]
     text = ("stage", "case")
     return tuple(

@@ -12,8 +12,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
-from app.labels import NUM_CLASSES, ORGANS
-from app.preview import SOFT_TISSUE_HU
+from app.labels import COLOURS, ORGANS
+from app.preview import SOFT_TISSUE_HU, fill_organs, richest_slice
 
 PLANES = ("axial", "coronal", "sagittal")  # across array axis 0, 1, 2
 TILE_PX = 200
@@ -27,10 +27,6 @@ FILL = 0.4  # opacity of areas
 # Told apart by the colour-blind (Okabe and Ito).
 CORRECT, FALSE_POSITIVE, FALSE_NEGATIVE = (0, 158, 115), (213, 94, 0), (86, 180, 233)
 ERROR_COLOURS = {"correct": CORRECT, "wrongly an organ": FALSE_POSITIVE, "organ missed": FALSE_NEGATIVE}
-
-_COLOURS = np.zeros((NUM_CLASSES, 3))
-for _organ in ORGANS:
-    _COLOURS[_organ.label] = _organ.colour
 
 
 class Scan(NamedTuple):
@@ -147,16 +143,15 @@ def organ_strip(name: str, scan: Scan, label: int, ml: float) -> Picture | None:
 def overviews(name: str, scan: Scan) -> dict[str, Picture]:
     """The whole abdomen with all organs filled: "axial" and "coronal" of the prediction.
 
-    With a truth also "truth" and "errors" of the axial slice, and the same three of the slice with the most
+    With a truth also "truth" and "errors" of the axial slice, and all three of the slice with the most
     wrong pixels: "worst prediction", "worst truth" and "worst errors".
     """
     every = scan.prediction if scan.truth is None else np.where(scan.prediction > 0, scan.prediction, scan.truth)
-    axial = _whole_view(every, 0, _richest_slice(every, 0), scan.spacing_mm)
-    coronal = _whole_view(every, 1, _richest_slice(every, 1), scan.spacing_mm)
+    axial = _whole_view(every, 0, richest_slice(every, 0), scan.spacing_mm)
+    coronal = _whole_view(every, 1, richest_slice(every, 1), scan.spacing_mm)
 
     def picture(view: _View, labels: np.ndarray, words: str) -> Picture:
-        rgb = view.grey(scan.hu)
-        _fill_organs(rgb, view.labels(labels))
+        rgb = fill_organs(view.grey(scan.hu), view.labels(labels), FILL)
         return _encode(_annotated(rgb, view, "R"), f"{name}, {PLANES[view.axis]} slice {view.index}: {words}")
 
     pictures = {
@@ -222,30 +217,14 @@ def _box_mm(plane: np.ndarray, spacing) -> tuple[np.ndarray, np.ndarray]:
     return np.array([s[0] for s in spans]) * spacing, np.array([s[-1] + 1 for s in spans]) * spacing
 
 
-def _richest_slice(labels: np.ndarray, axis: int) -> int:
-    """The slice with the most organs, of those the one with the most organ voxels; the middle if there is none."""
-    counts = np.stack([np.bincount(part.ravel(), minlength=NUM_CLASSES)[1:] for part in np.moveaxis(labels, axis, 0)])
-    if not counts.any():
-        return len(counts) // 2
-    return int(np.lexsort((counts.sum(axis=1), (counts > 0).sum(axis=1)))[-1])
-
-
 def _contour(rgb: np.ndarray, inside: np.ndarray, label: int, width_px: int) -> None:
     core = ndimage.binary_erosion(inside, iterations=width_px, border_value=1)
-    rgb[inside & ~core] = _COLOURS[label]
+    rgb[inside & ~core] = COLOURS[label]
 
 
 def _fill_errors(rgb: np.ndarray, found: np.ndarray, true: np.ndarray) -> None:
     for area, colour in ((found & ~true, FALSE_POSITIVE), (true & ~found, FALSE_NEGATIVE)):
         rgb[area] += FILL * (np.array(colour) - rgb[area])
-
-
-def _fill_organs(rgb: np.ndarray, labels: np.ndarray) -> None:
-    """Insides half transparent, outlines opaque."""
-    inside = labels > 0
-    outline = inside & ((ndimage.maximum_filter(labels, 3) != labels) | (ndimage.minimum_filter(labels, 3) != labels))
-    opacity = np.where(outline, 1.0, np.where(inside, FILL, 0.0))[..., None]
-    rgb += opacity * (_COLOURS[labels] - rgb)
 
 
 def _annotated(rgb: np.ndarray, view: _View, left_side: str) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""The method as one would write it on a first day: what app/ is compared with. `python -m benchmarks.plain CT MASK`.
+"""The method as one would write it on a first day: what app/ is compared with. `python -m benchmarks.naive CT MASK`.
 
 Same network, weights and threads; but the volume as float32, the network in float32 with its batch norm, eager,
 one slice at a time, regions label by label and slice by slice, SimpleITK in and out. It is also an oracle of app/:
@@ -83,7 +83,7 @@ def segment_file(ct: Path, mask: Path, weights: Path, device: str = "cpu") -> di
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.plain", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.naive", description=__doc__.splitlines()[0])
     parser.add_argument("ct", type=Path, help="input file")
     parser.add_argument("mask", type=Path, help="output file, .nii.gz")
     parser.add_argument("--weights", type=Path, default=WEIGHTS, help="(default: the shipped ones)")

@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from training.contrast import AORTA, UNENHANCED_HU, draw_washout, wash_out
+from tests.training_data import config
+from training.augmentations.contrast_phase import AORTA, UNENHANCED_HU, ContrastPhase, apply, draw
+from training.batch import Slices
 
 LIVER, SPLEEN, GALLBLADDER = 1, 3, 9
 
@@ -25,7 +27,7 @@ def washed(share, label=LIVER):
     hu, organ = scene()
     washout = torch.zeros(1, 14)
     washout[0, label] = share
-    return hu[0], organ[0], wash_out(hu, organ, washout)[0]
+    return hu[0], organ[0], apply(hu, organ, ContrastPhase(washout))[0]
 
 
 @pytest.mark.parametrize("share", [1.0, 0.5, -0.3])
@@ -59,18 +61,23 @@ def test_each_slice_of_a_batch_has_its_own_mean_and_washout():
     batch_hu = torch.cat([hu, hu + (organ == LIVER) * 40, hu])
     washout = torch.zeros(3, 14)
     washout[:2, LIVER] = 1
-    moved = wash_out(batch_hu, organ.expand(3, -1, -1), washout)
+    moved = apply(batch_hu, organ.expand(3, -1, -1), ContrastPhase(washout))
     torch.testing.assert_close(moved[1][organ[0] == LIVER], moved[0][organ[0] == LIVER])
     assert torch.equal(moved[2], batch_hu[2])
 
 
+def drawn(phase_share, labelled=True):
+    slices = Slices(np.arange(2000), *[None] * 7)
+    return draw(np.random.default_rng(0), slices, config("store", "out", phase_share=phase_share), labelled).washout
+
+
 def test_the_share_of_slices_and_what_they_get():
-    drawn = np.array([draw_washout(np.random.default_rng(k), 0.5) for k in range(2000)])
-    other_phase = drawn.any(axis=1)
+    washout = drawn(0.5)
+    other_phase = washout.any(axis=1)
     assert 0.45 < other_phase.mean() < 0.55
-    assert not drawn[:, [0, 9, 11]].any()  # background, gallbladder, stomach
-    assert np.array_equal(drawn[:, 2], drawn[:, 13])
-    drawn = drawn[other_phase]
-    assert np.corrcoef(drawn[:, LIVER], drawn[:, SPLEEN])[0, 1] > 0.7  # they wash out together
-    assert 0.2 < (drawn[:, AORTA] < -0.8).mean() < 0.4  # the arterial phase
-    assert not draw_washout(np.random.default_rng(0), 0.0).any()
+    assert not washout[:, [0, 9, 11]].any()  # background, gallbladder, stomach
+    assert np.array_equal(washout[:, 2], washout[:, 13])
+    washout = washout[other_phase]
+    assert np.corrcoef(washout[:, LIVER], washout[:, SPLEEN])[0, 1] > 0.7  # they wash out together
+    assert 0.2 < (washout[:, AORTA] < -0.8).mean() < 0.4  # the arterial phase
+    assert not drawn(0.0).any() and not drawn(0.5, labelled=False).any()

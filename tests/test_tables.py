@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from app.labels import ORGANS
-from evaluation import study
 from evaluation.paper import TABLE_3, TABLE_3_AVERAGE
+from evaluation.tables.__main__ import ERROR_EXIT, STALE_EXIT, main, make
 from training import results as training_results
 
 BLOCK = "# Title\n\n<!-- table: {} -->\n{}<!-- end -->\n\nthe rest\n"
@@ -55,7 +55,7 @@ def check_paper(table, columns):
 
 
 def test_table_3_holds_our_results_beside_the_papers(results):
-    markdown = study.make("table3_miniature", results)
+    markdown = make("table3_miniature", results)
     table = cells(markdown)
     assert table["DSC"] == ["ours (w/ un)", "ours (w/o un)", "paper (w/ un)", "paper (w/o un)"]
     assert len(table) == 2 + 12 + 1 and "Duodenum" not in table
@@ -67,7 +67,7 @@ def test_table_3_holds_our_results_beside_the_papers(results):
 
 
 def test_cross_validation_table(results):
-    markdown = study.make("crossvalidation", results)
+    markdown = make("crossvalidation", results)
     table = cells(markdown)
     values = [row["Spleen"] for row in rows(1.0)]
     assert table["Spleen"][0] == f"{np.mean(values):.3f} ± {np.std(values, ddof=1):.3f}"
@@ -86,36 +86,26 @@ def test_reliability_table(results):
     machine = {"device": "a CPU", "processor": "a CPU", "flags": ["avx2"], "torch": "2"}
     trials = {"kills": {**machine, "rows": rows}}
     training_results.write({"trials": trials}, results / "reliability.json")
-    markdown = study.make("reliability", results)
+    markdown = make("reliability", results)
     assert cells(markdown)["kills"] == ["30", "1", "`kills`"]
     assert cells(markdown)["no such machine"] == ["not tried", "", "`kills`"]
     assert "On a CPU (avx2), torch 2;" in markdown
 
 
 @pytest.mark.parametrize("before", ["", "\n| an old | table |\n\n"])
-def test_write_fills_the_blocks_and_nothing_else(tmp_path, results, before):
-    readme = tmp_path / "README.md"
-    readme.write_text(BLOCK.format("table3_miniature", before) + BLOCK.format("crossvalidation", ""))
+def test_write_fills_the_blocks_and_nothing_else(tmp_path, results, capsys, before):
+    (readme := tmp_path / "README.md").write_text(
+        BLOCK.format("table3_miniature", before) + BLOCK.format("crossvalidation", "")
+    )
     options = ["--results", str(results), str(readme)]
-    assert study.main(["--check", *options]) == study.STALE_EXIT
-    assert study.main(["--write", *options]) == 0
+    assert main(["--check", *options]) == STALE_EXIT
+    assert main(["--write", *options]) == main(["--check", *options]) == 0
     text = readme.read_text()
-    blocks = [
-        BLOCK.format(name, f"\n{study.make(name, results)}\n") for name in ("table3_miniature", "crossvalidation")
-    ]
-    assert text == "".join(blocks)
-    assert study.main(["--check", *options]) == 0
-    assert study.main(["--write", *options]) == 0 and readme.read_text() == text
-
-
-def test_check_notices_one_digit(tmp_path, results, capsys):
-    readme = tmp_path / "README.md"
-    readme.write_text(BLOCK.format("table3_miniature", ""))
-    options = ["--results", str(results), str(readme)]
-    study.main(["--write", *options])
-    readme.write_text(readme.read_text().replace("0.956", "0.957"))
-    assert study.main(["--check", *options]) == 1
-    assert str(readme) in capsys.readouterr().err
+    assert text == "".join(BLOCK.format(n, f"\n{make(n, results)}\n") for n in ("table3_miniature", "crossvalidation"))
+    assert main(["--write", *options]) == 0 and readme.read_text() == text
+    readme.write_text(text.replace("0.956", "0.957"))
+    capsys.readouterr()
+    assert main(["--check", *options]) == STALE_EXIT and str(readme) in capsys.readouterr().err
 
 
 def test_names_that_the_terminal_cannot_say(tmp_path, results, monkeypatch):
@@ -123,19 +113,18 @@ def test_names_that_the_terminal_cannot_say(tmp_path, results, monkeypatch):
     scores["folds"][1]["dsc"] = {"肝": {}, os.fsdecode("肾".encode("gbk")): {}}
     (results / "crossvalidation.json").write_text(json.dumps(scores))
     (readme := tmp_path / "README.md").write_text(BLOCK.format("crossvalidation", ""))
-    assert study.main(["--write", "--results", str(results), str(readme)]) == 0
+    options = ["--results", str(results), str(readme)]
+    assert main(["--write", *options]) == main(["--check", *options]) == 0
     assert "(\\udcc9\\udcf6, a, b, 肝)" in readme.read_text(encoding="utf-8")
-    assert study.main(["--check", "--results", str(results), str(readme)]) == 0
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), "ascii"))
-    assert study.main(["--results", str(results)]) == 0
+    assert main(["--results", str(results)]) == 0
     assert b"(\\udcc9\\udcf6, a, b, \\u809d)" in sys.stdout.buffer.getvalue()
 
 
 def test_without_result_file_a_block_is_empty(tmp_path, capsys):
-    readme = tmp_path / "README.md"
-    readme.write_text(BLOCK.format("table3_miniature", ""))
-    assert study.main(["--check", "--results", str(tmp_path), str(readme)]) == 0
-    assert study.main(["--results", str(tmp_path)]) == 0
+    (readme := tmp_path / "README.md").write_text(BLOCK.format("table3_miniature", ""))
+    assert main(["--check", "--results", str(tmp_path), str(readme)]) == 0
+    assert main(["--results", str(tmp_path)]) == 0
     assert "no result file yet" in capsys.readouterr().out
 
 
@@ -152,7 +141,7 @@ def test_what_cannot_be_used_is_one_line(tmp_path, capsys, text, content, messag
     (tmp_path / "table3_miniature.json").write_text(content)
     readme = tmp_path / "README.md"
     readme.write_text(text)
-    assert study.main(["--write", "--results", str(tmp_path), str(readme)]) == study.ERROR_EXIT
+    assert main(["--write", "--results", str(tmp_path), str(readme)]) == ERROR_EXIT
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ") and message in line and str(readme) in line
     assert readme.read_text() == text
@@ -162,12 +151,12 @@ def test_arms_of_other_organs_are_not_compared(tmp_path, results, capsys):
     arms = json.loads((results / "table3_miniature.json").read_text())
     del arms["with_unlabelled"]["organs"]["Liver"]
     (results / "table3_miniature.json").write_text(json.dumps(arms))
-    assert study.main(["--results", str(results)]) == study.ERROR_EXIT
+    assert main(["--results", str(results)]) == ERROR_EXIT
     assert "not of the same organs" in capsys.readouterr().err
 
 
 def test_the_tables_of_this_repository_are_up_to_date():
-    assert study.main(["--check"]) == 0
+    assert main(["--check"]) == 0
 
 
 def test_the_papers_table_is_whole():

@@ -1,0 +1,1 @@
+"""The tables of the Markdown files, made from result files: `python -m evaluation.tables`."""

@@ -1,0 +1,68 @@
+"""Tables of DSC, ours and the paper's.
+
+results/crossvalidation.json      training.crossvalidate: {"organs": ..., "folds": ...}
+results/table3_miniature.json     training.table3: {"with_unlabelled": {"organs": ...}, "without_unlabelled": ...}
+"""
+
+from collections.abc import Sequence
+
+from app.labels import ORGANS
+from app.progress import one_line
+from evaluation import paper
+from evaluation.tables.markdown import TableError, markdown
+
+_PAPER_HEADS = ("paper (w/ un)", "paper (w/o un)")
+
+
+def crossvalidation(result: dict) -> str:
+    """DSC per organ on held-out patients, mean ± SD over them, and the paper's."""
+    ours = result["organs"]
+    organs = _scored(ours)
+    rows = [[organ, _mean_and_sd(ours[organ]), *_paper(organ)] for organ in organs]
+    rows.append(["**Average**", f"**{ours['mean']['mean']:.3f}**", *_paper_average(organs)])
+    patients = sorted(one_line(name) for fold in result["folds"] for name in fold["dsc"])
+    table = markdown(["DSC", "ours, held-out patients", *_PAPER_HEADS], rows)
+    return (
+        f"{table}\n{_not_scored(organs)}Ours: {len(patients)} patients ({', '.join(patients)}) whom the scored network "
+        f"never saw; mean ± SD over them. The paper's: 50 others. Scored with torch {result['torch']} on "
+        f"{result['device']}; `python -m training.crossvalidate`.\n"
+    )
+
+
+def table3_miniature(result: dict) -> str:
+    """The paper's Table 3, DSC with and without unlabelled data, beside ours on few patients at a small size."""
+    arms = [result[arm]["organs"] for arm in ("with_unlabelled", "without_unlabelled")]
+    organs = _scored(arms[0])
+    if organs != _scored(arms[1]) or arms[0]["mean"]["n"] != arms[1]["mean"]["n"]:
+        raise TableError("with_unlabelled and without_unlabelled are not of the same organs and seeds")
+    rows = [[organ, *(_mean_and_sd(arm[organ]) for arm in arms), *_paper(organ)] for organ in organs]
+    averages = (f"**{arm['mean']['mean']:.3f}**" for arm in arms)
+    rows.append(["**Average**", *averages, *_paper_average(organs)])
+    table = markdown(["DSC", "ours (w/ un)", "ours (w/o un)", *_PAPER_HEADS], rows)
+    return (
+        f"{table}\n{_not_scored(organs)}Ours: mean ± SD over {arms[0]['mean']['n']} seeds; torch {result['torch']} on "
+        f"{result['device']}; `python -m training.table3`.\n"
+    )
+
+
+def _scored(organs: dict) -> list[str]:
+    return [organ.abbreviation for organ in ORGANS if organ.abbreviation in organs]
+
+
+def _paper(organ: str) -> list[str]:
+    return [f"{value:.3f}" for value in paper.TABLE_3[organ]]
+
+
+def _paper_average(organs: Sequence[str]) -> list[str]:
+    """Over the organs that we have too."""
+    return [f"**{sum(paper.TABLE_3[organ][k] for organ in organs) / len(organs):.3f}**" for k in (0, 1)]
+
+
+def _mean_and_sd(statistics: dict) -> str:
+    spread = "" if statistics["std"] is None else f" ± {statistics['std']:.3f}"
+    return f"{statistics['mean']:.3f}{spread}"
+
+
+def _not_scored(organs: Sequence[str]) -> str:
+    missing = [organ.name for organ in ORGANS if organ.abbreviation not in organs]
+    return f"Averages, the paper's too, are without what was not scored: {', '.join(missing)}. " if missing else ""
