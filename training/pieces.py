@@ -1,0 +1,124 @@
+"""Files and folders as pieces of limited size, with their checksums, for ways that carry no large file.
+
+FOLDER/pieces.tar.000, .001, ...    a tar archive, cut
+FOLDER/pieces.sha256                of each piece, as `sha256sum` writes and checks it
+"""
+
+import hashlib
+import io
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+
+NAME = "pieces.tar"
+SUMS = "pieces.sha256"
+_BLOCK_BYTES = 1 << 20
+
+
+class PiecesError(Exception):
+    """Pieces are missing, damaged or in the way; the message names them."""
+
+
+class _Cut(io.RawIOBase):
+    """A file that is written into pieces."""
+
+    def __init__(self, folder: Path, piece_bytes: int):
+        self.folder, self.piece_bytes = folder, piece_bytes
+        self.sums: dict[str, str] = {}
+        self._piece = bytearray()
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data) -> int:
+        self._piece += data
+        while len(self._piece) > self.piece_bytes:
+            self._put(bytes(self._piece[: self.piece_bytes]))
+            del self._piece[: self.piece_bytes]
+        return len(data)
+
+    def finish(self) -> None:
+        self._put(bytes(self._piece))
+
+    def _put(self, piece: bytes) -> None:
+        name = f"{NAME}.{len(self.sums):03}"
+        (self.folder / name).write_bytes(piece)
+        self.sums[name] = hashlib.sha256(piece).hexdigest()
+
+
+class _Joined(io.RawIOBase):
+    """The pieces, read as one file."""
+
+    def __init__(self, pieces: list[Path]):
+        self._blocks = self._read(pieces)
+        self._rest = b""
+
+    @staticmethod
+    def _read(pieces: list[Path]) -> Iterator[bytes]:
+        for piece in pieces:
+            with piece.open("rb") as file:
+                while block := file.read(_BLOCK_BYTES):
+                    yield block
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer) -> int:
+        self._rest = self._rest or next(self._blocks, b"")
+        given = self._rest[: len(buffer)]
+        self._rest = self._rest[len(given) :]
+        buffer[: len(given)] = given
+        return len(given)
+
+
+def split(path: Path, folder: Path, piece_mib: float) -> list[Path]:
+    """Put a file, or what a folder holds, into pieces.
+
+    Args:
+        path: What to carry. A file keeps its name; of a folder only the content's names are kept.
+        folder: For the pieces, made if absent.
+        piece_mib: No piece is larger.
+
+    Returns:
+        The pieces.
+
+    Raises:
+        PiecesError: The folder holds pieces already.
+        OSError: Reading or writing fails.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if any(folder.glob(f"{NAME}.*")):
+        raise PiecesError(f"{folder} holds pieces already")
+    cut = _Cut(folder, int(piece_mib * 2**20))
+    with tarfile.open(fileobj=cut, mode="w|", bufsize=_BLOCK_BYTES) as archive:
+        for item in sorted(path.iterdir()) if path.is_dir() else [path]:
+            archive.add(item, arcname=item.name)
+    cut.finish()
+    (folder / SUMS).write_text("".join(f"{digest}  {name}\n" for name, digest in cut.sums.items()))
+    return [folder / name for name in cut.sums]
+
+
+def join(folder: Path, target: Path) -> None:
+    """Check all pieces, then unpack them.
+
+    Args:
+        folder: With the pieces.
+        target: Folder that gets what was packed, made if absent.
+
+    Raises:
+        PiecesError: A piece is missing or damaged.
+        OSError: Reading or writing fails.
+    """
+    if not (folder / SUMS).exists():
+        raise PiecesError(f"{folder / SUMS} is missing")
+    sums = dict(reversed(line.split("  ", 1)) for line in (folder / SUMS).read_text().splitlines())
+    for name, digest in sums.items():
+        if not (folder / name).exists():
+            raise PiecesError(f"{folder / name} is missing; there are to be {len(sums)} pieces")
+        with (folder / name).open("rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() != digest:
+                raise PiecesError(f"{folder / name} is damaged: its SHA-256 is not that of {SUMS}")
+    target.mkdir(parents=True, exist_ok=True)
+    pieces = io.BufferedReader(_Joined([folder / name for name in sums]), _BLOCK_BYTES)
+    with tarfile.open(fileobj=pieces, mode="r|") as archive:
+        archive.extractall(target, filter="data")
