@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-Reading = TypeVar("Reading")
+T = TypeVar("T")
 
 
 class GpuMemory:
@@ -50,7 +50,7 @@ class GpuMemory:
         return guess is not None and self._uuid(guess) != self._uuid(self._handle)
 
     def close(self) -> None:
-        """Leave NVML."""
+        """End the session with NVML."""
         or_none(self._nvml.nvmlShutdown)
 
     def _guess(self) -> Any:
@@ -80,7 +80,7 @@ class GpuMemory:
 
 
 def torch_usage() -> dict[str, dict[str, int]]:
-    """Bytes of torch's allocator, "current" and "peak", by column of monitor.csv; empty before torch has a card."""
+    """Current and peak bytes of torch's allocator, by column of monitor.csv; empty before torch has a card."""
     cuda = _open_cuda()
     if cuda is None:
         return {}
@@ -94,7 +94,7 @@ def _open_cuda() -> Any:
     return cuda if cuda is not None and cuda.is_initialized() else None
 
 
-def or_none(read: Callable[..., Reading], *arguments: object) -> Reading | None:
+def or_none(read: Callable[..., T], *arguments: Any) -> T | None:
     """A reading, or None where it cannot be had."""
     try:
         return read(*arguments)

@@ -120,26 +120,25 @@ class ResourceMonitor(Sampler):
 
     def _reading(self, time_s: float) -> dict[str, float | None]:
         """The figures of one row."""
-        row: dict[str, float | None] = dict.fromkeys(COLUMNS[:-2]) | {"time_s": round(time_s, 3)}
+        row = dict.fromkeys(COLUMNS[:-2]) | {"time_s": round(time_s, 3)}
         cpu_before, self._cpu_times = self._cpu_times, or_none(psutil.cpu_times)
-        row["host_ram_used_mib"] = or_none(lambda: _mib(psutil.virtual_memory().used))
-        processes = or_none(self._tree.read)
-        if processes:
-            row["rss_mib"] = _mib(processes[1])
+        row["host_ram_used_mib"] = _mib(or_none(lambda: psutil.virtual_memory().used))
+        process_cpu_percent, rss_bytes = or_none(self._tree.read) or (None, None)
+        row["rss_mib"] = _mib(rss_bytes)
         if self._samples:  # CPU use is the difference from the sample before
             row["cpu_percent"] = or_none(lambda: round(cpu_percent(cpu_before, self._cpu_times), 3))
-            row["process_cpu_percent"] = processes[0] if processes else None
-        if gpu := self._gpu:
-            if or_none(gpu.follow_torch):  # what was sampled so far was another card
+            row["process_cpu_percent"] = process_cpu_percent
+        if self._gpu:
+            if or_none(self._gpu.follow_torch):  # what was sampled so far was another card
                 self._gpu_mib_counts.clear()
                 self._peak.pop("gpu_used_mib", None)
                 self._auc.pop("gpu_used_mib", None)
-            used_mib = or_none(gpu.used_mib)
+            used_mib = or_none(self._gpu.used_mib)
             row["gpu_used_mib"] = None if used_mib is None else round(used_mib, 3)
         if self._watch_gpu:
             for column, usage in (or_none(torch_usage) or {}).items():
                 row[column] = _mib(usage["current"])
-                self._peak[column] = max(_mib(usage["peak"]), self._peak.get(column, 0))
+                self._peak[column] = max(round(usage["peak"] / 2**20, 3), self._peak.get(column, 0))
         return row
 
     def _running(self) -> dict[str, str]:
@@ -151,8 +150,8 @@ class ResourceMonitor(Sampler):
 
     def _open(self) -> None:
         # The buffer holds more than a second of rows: only whole ones reach the file.
-        file = self._csv_path.open("x", 2**20, encoding="utf-8", errors="surrogateescape", newline="")
-        self._file, self._csv = file, csv.DictWriter(file, COLUMNS)
+        self._file = self._csv_path.open("x", 2**20, encoding="utf-8", errors="surrogateescape", newline="")
+        self._csv = csv.DictWriter(self._file, COLUMNS)
         self._csv.writeheader()
 
     def _add_row(self, row: dict[str, Any]) -> None:
@@ -169,5 +168,5 @@ class ResourceMonitor(Sampler):
             self._gpu.close()
 
 
-def _mib(size_bytes: float) -> float:
-    return round(size_bytes / 2**20, 3)
+def _mib(size_bytes: int | None) -> float | None:
+    return None if size_bytes is None else round(size_bytes / 2**20, 3)

@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
 import psutil
 
@@ -30,22 +31,15 @@ class ProcessTree:
         if self._now_s() >= self._scan_due_s:
             before_s = time.thread_time()
             known = {child: child for child in self._children}  # psutil's objects remember their CPU time
-            self._children = [known.get(child, child) for child in self._found()]
+            with suppress(psutil.Error, OSError):
+                self._children = [known.get(child, child) for child in self._process.children(recursive=True)]
             self._scan_due_s = self._now_s() + max(1.0, 500 * (time.thread_time() - before_s))
         time_before_s, self._time_s = self._time_s, self._now_s()
         cpu_before_s, self._cpu_s = self._cpu_s, time.process_time()  # finer and cheaper than psutil's
         percent = 100 * (self._cpu_s - cpu_before_s) / (self._time_s - time_before_s)
         rss_bytes = self._process.memory_info().rss
         for child in self._children:
-            try:
+            with suppress(psutil.Error, OSError):  # it may have ended
                 percent += child.cpu_percent()
                 rss_bytes += child.memory_info().rss
-            except (psutil.Error, OSError):  # it has ended
-                continue
         return round(percent, 1), rss_bytes
-
-    def _found(self) -> list[psutil.Process]:
-        try:
-            return self._process.children(recursive=True)
-        except (psutil.Error, OSError):
-            return []

@@ -55,12 +55,12 @@ class RunRecord:
         self._failed = False
 
     def add_case(self, entry: CaseEntry) -> None:
-        """Add a case that has ended, and write."""
+        """Note a case that has ended, and write."""
         self.content["cases"].append(entry)
         self.write()
 
     def count(self, status: str) -> int:
-        """How many cases ended so."""
+        """How many cases ended with that status."""
         return sum(case["status"] == status for case in self.content["cases"])
 
     def write(self) -> bool:

@@ -5,7 +5,7 @@ docs/formats.md says what each field means. A change that readers must know of r
 
 import json
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, TypedDict
 
 FORMAT = 1
 
@@ -29,18 +29,10 @@ class CaseEntry(TypedDict, total=False):
     warnings: list[str]
     seconds: dict[str, float]
     organs: dict[str, dict[str, float | None]]
-    quality: dict[str, str | list[str]]
+    quality: dict[str, Any]
     input_sha256: str
     input_files_sha256: list[str]
     mask_sha256: str
-
-
-class WeightsEntry(TypedDict):
-    """The weights of a run."""
-
-    file: str
-    sha256: str
-    switched_off: list[int]
 
 
 class RunContent(TypedDict, total=False):
@@ -56,7 +48,7 @@ class RunContent(TypedDict, total=False):
     dtype: str
     threads: int
     gpu_budget_mib: int
-    weights: WeightsEntry
+    weights: dict[str, Any]
     versions: dict[str, str | None]
     start_up_s: float
     monitor: dict[str, float | int | str | None]  # ResourceMonitor.summary

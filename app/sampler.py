@@ -3,6 +3,9 @@
 import threading
 import time
 from collections.abc import Callable
+from typing import TypeVar
+
+S = TypeVar("S", bound="Sampler")
 
 STOP_TIMEOUT_S = 2.0  # a driver call that hangs must not hold up the end of the run
 
@@ -22,7 +25,7 @@ class Clock:
         return self._stop.wait(time_s - self.now_s())
 
     def stop(self) -> None:
-        """End every wait, now and later."""
+        """End the wait."""
         self._stop.set()
 
 
@@ -58,7 +61,7 @@ class Sampler:
         self._clock = clock or Clock()
         self._thread = threading.Thread(target=self._run, name="sampler", daemon=True)
 
-    def __enter__(self) -> "Sampler":
+    def __enter__(self: S) -> S:
         self._start_s = self._clock.now_s()
         self._attempt(self._thread.start)  # fails where no more threads are allowed
         return self
@@ -84,7 +87,7 @@ class Sampler:
             self.missed += max(0, passed - tick)
             tick = max(passed, tick) + 1
 
-    def _attempt(self, action: Callable[[], None]) -> None:
+    def _attempt(self, action: Callable[[], object]) -> None:
         try:
             action()
         except Exception as error:  # noqa: BLE001  # no failure of the sampling reaches the run

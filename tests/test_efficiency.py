@@ -1,12 +1,10 @@
 """The organizers' run: a fake program and a fake docker are measured; figures are worked out again from the JSON."""
 
-import csv
 import io
 import json
 import os
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 from unittest.mock import Mock
 
 import pytest
@@ -18,7 +16,7 @@ from evaluation.efficiency.case import command_subject, measure_case
 from evaluation.efficiency.figures import Figures, Idle, Recording, Samples, above_idle, figures_of, measure_idle
 from evaluation.efficiency.files import COLUMNS
 from tests.dicom_series import Series
-from tests.fake_clock import FakeClock
+from tests.fake_clock import FakeClock, read
 from tests.scans import smooth_hu
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -90,11 +88,6 @@ def measure(program, *arguments):
     return main(["--command", str(program), "--idle-s", "0.15", *map(str, arguments)])
 
 
-def rows_of(path):
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
 def organizers_row(js):
     """Their load_json.py's figures of one JSON, in its own words."""
     interval, memory, ram = 0.1, js["gpu_memory"], js["RAM_list"]
@@ -152,7 +145,7 @@ def test_command_is_measured_case_by_case(tmp_path, scans, program, monkeypatch)
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), "ascii"))
     folder = tmp_path / "out" / "efficiency"
     assert measure(program, scans, tmp_path / "out") == 0
-    rows = rows_of(folder / "command_Efficiency.csv")
+    rows = read(folder / "command_Efficiency.csv")
     assert list(rows[0]) == list(COLUMNS)
     assert [row["Name"] for row in rows] == ["a_0000.nii.gz", "肝\\udcc9_0000.nii.gz"]
     for row, name in zip(rows, ("a", ODD), strict=True):
@@ -176,14 +169,14 @@ def test_dicom_and_folders_below_are_measured_one_by_one(tmp_path, program):
     (tmp_path / "in" / "below").mkdir()
     (tmp_path / "in" / "below" / "x_0000.nii.gz").write_bytes(b"a scan")
     assert measure(program, tmp_path / "in", tmp_path / "out") == 0
-    rows = rows_of(tmp_path / "out" / "efficiency" / "command_Efficiency.csv")
+    rows = read(tmp_path / "out" / "efficiency" / "command_Efficiency.csv")
     assert [row["Name"] for row in rows] == ["below_x.nii.gz", "study_1.nii.gz", "study_2.nii.gz"]
     assert sorted(path.name for path in (tmp_path / "out").glob("*.nii.gz")) == [row["Name"] for row in rows]
 
 
 def test_docker_line_is_the_organizers(tmp_path, scans, program, monkeypatch):
     used_mib, nvml = iter([400, 800, *[1000] * 1000]), Mock()
-    nvml.nvmlDeviceGetMemoryInfo = lambda card: SimpleNamespace(total=2**36, free=2**36 - 2**20 * next(used_mib))
+    nvml.nvmlDeviceGetMemoryInfo = lambda card: Mock(total=2**36, free=2**36 - 2**20 * next(used_mib))
     monkeypatch.setitem(sys.modules, "pynvml", nvml)
     outputs, archive = tmp_path / "out", tmp_path / "team.tar.gz"
     archive.write_bytes(b"")
@@ -198,7 +191,7 @@ def test_docker_line_is_the_organizers(tmp_path, scans, program, monkeypatch):
     assert not Path(inputs).exists() and second[7] != first[7]  # a folder for each case, taken away again
     nvml.nvmlDeviceGetHandleByIndex.assert_called_once_with(1)
     nvml.nvmlShutdown.assert_called_once_with()
-    rows = rows_of(outputs / "efficiency" / "team_Efficiency.csv")
+    rows = read(outputs / "efficiency" / "team_Efficiency.csv")
     js = json.loads((outputs / "efficiency" / f"{ODD}_0000.json").read_text())
     assert float(rows[1]["GPU_Mem"]) == organizers_row(js)["GPU_Mem"] == 1000
     assert float(rows[1]["AUC_GPU_Time"]) == organizers_row(js)["AUC_GPU_Time"]
@@ -218,7 +211,7 @@ def test_failing_cases_are_named_and_the_others_go_on(tmp_path, scans, program, 
     assert measure(program, scans, tmp_path / "out") == 1
     errors = capsys.readouterr().err
     assert "error: failed: bad, lost\n" in errors
-    *failed, done = rows_of(folder / "command_Efficiency.csv")
+    *failed, done = read(folder / "command_Efficiency.csv")
     messages = {"bad": "exit status 1: ERROR the scan is damaged", "lost": "exit status 0, but no mask"}
     for row, (name, message) in zip(failed, messages.items(), strict=True):
         assert f"error: {name}: {message}" in errors

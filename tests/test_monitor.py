@@ -1,6 +1,5 @@
 """What the monitor records, on a clock that the test advances; nothing that goes wrong in it reaches the run."""
 
-import contextlib
 import signal
 import subprocess
 import sys

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import psutil
 
 from app.flare_figures import cpu_shares, lasting_maximum
-from app.gpu_memory import GpuMemory
+from app.gpu_memory import GpuMemory, or_none
 from app.sampler import Clock, Sampler
 
 INTERVAL_S = 0.1
@@ -61,12 +61,8 @@ class Figures(NamedTuple):
 
 def open_gpu(number: int) -> GpuMemory | None:
     """The card of that number in nvidia-smi's order, or None where there is none (or no driver)."""
-    try:
-        gpu = GpuMemory(number)
-        gpu.used_mib()
-    except Exception:  # noqa: BLE001  # NVML's own errors, or its library is missing
-        return None
-    return gpu
+    gpu = or_none(GpuMemory, number)
+    return gpu if gpu and or_none(gpu.used_mib) is not None else None
 
 
 class Recording(Sampler):
