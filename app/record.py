@@ -1,10 +1,4 @@
-"""run.json: what a run did, case by case; and what earlier runs say is done already.
-
-OUTPUTS/logs/<run>/monitor.csv    resources, a row each interval
-OUTPUTS/logs/<run>/run.json       this record, rewritten after each case
-OUTPUTS/logs/<run>/volumes.csv    its organs as a table, a row for each of each done case, rewritten with it
-OUTPUTS/logs/<run>/<case>.png     with --preview
-"""
+"""A run's record, run.json and volumes.csv, rewritten after each case; and what earlier records say is done."""
 
 import contextlib
 import csv
@@ -14,7 +8,11 @@ import json
 import logging
 import os
 import time
+from functools import cache
 from pathlib import Path
+
+from app import __version__
+from app.runjson import FORMAT, CaseEntry, RecordError, RunContent, read_record
 
 log = logging.getLogger(__name__)
 
@@ -36,10 +34,10 @@ class RunRecord:
         OSError: The folder cannot be made.
     """
 
-    def __init__(self, outputs: Path):
+    def __init__(self, outputs: Path) -> None:
         for name in (_RECORD, _TABLE):
             for partial in outputs.glob(f"logs/*/{_partial(name)}"):
-                # It is a killed run's: a living one writes its own again.
+                # A killed run left it. If its run is alive after all, that run writes it again.
                 with contextlib.suppress(OSError):
                     partial.unlink()
         start = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
@@ -51,18 +49,22 @@ class RunRecord:
             except FileExistsError:
                 if not self.folder.exists():  # the outputs folder is a link to nowhere
                     raise
-        self.content = {"started": start, "exit_status": None, "cases": []}
+        self.content: RunContent = {
+            "format": FORMAT, "version": __version__, "started": start, "exit_status": None, "cases": [],
+        }  # fmt: skip
         self._failed = False
 
-    def add_case(self, entry: dict) -> None:
+    def add_case(self, entry: CaseEntry) -> None:
+        """Note a case that has ended, and write."""
         self.content["cases"].append(entry)
         self.write()
 
     def count(self, status: str) -> int:
+        """How many cases ended with that status."""
         return sum(case["status"] == status for case in self.content["cases"])
 
     def write(self) -> bool:
-        """Replace both files atomically. Where that fails (a full disk) those before stand, the run goes on.
+        """Replace both files atomically. Where that fails (a full disk) the earlier files stand and the run goes on.
 
         Returns:
             Whether they were written; if not, that is logged, once.
@@ -82,7 +84,7 @@ class RunRecord:
         try:
             try:
                 _write_and_rename(partial, name, text)
-            except FileNotFoundError:  # a run that began in this very moment took it for a killed run's
+            except FileNotFoundError:  # a run that began in this moment has removed it as a killed run's
                 _write_and_rename(partial, name, text)
         finally:
             partial.unlink(missing_ok=True)
@@ -97,7 +99,7 @@ def _write_and_rename(partial: Path, name: str, text: str) -> None:
     os.replace(partial, partial.with_name(name))
 
 
-def _volumes(cases: list[dict]) -> str:
+def _volumes(cases: list[CaseEntry]) -> str:
     """The rows of volumes.csv; what an absent organ does not have is an empty cell."""
     table = io.StringIO()
     writer = csv.writer(table, lineterminator="\n")
@@ -112,22 +114,31 @@ def _volumes(cases: list[dict]) -> str:
 def finished_masks(outputs: Path, every_slice: bool = False) -> dict[str, set[tuple[str, str, str]]]:
     """(input, weights, mask) SHA-256 of every case that runs in this outputs folder finished, by case name.
 
+    A record that cannot be used is passed over with a warning, so its cases are done again.
+
     Args:
         outputs: The outputs folder.
         every_slice: A mask made of slabs is not finished: every slice is asked for.
     """
     finished: dict[str, set[tuple[str, str, str]]] = {}
-    for path in outputs.glob("logs/*/run.json"):
+    for path in sorted(outputs.glob("logs/*/run.json")):
         try:
-            run = json.loads(path.read_text())
-            for case in run["cases"]:
-                slabs = case.get("slices_per_slab", 1) > 1  # older records know of none
+            run = read_record(path)
+        except RecordError as error:
+            _warn_once(f"{error}: passed over")
+            continue
+        for case in run["cases"]:
+            with contextlib.suppress(KeyError, TypeError):  # a case without checksums proves nothing
+                slabs = case.get("slices_per_slab", 1) > 1  # records of before slabs were used do not have it
                 if case["status"] == "done" and not (slabs and every_slice):
                     sums = (case["input_sha256"], run["weights"]["sha256"], case["mask_sha256"])
                     finished.setdefault(case["name"], set()).add(sums)
-        except (OSError, ValueError, KeyError, TypeError):
-            continue  # an unreadable record proves nothing: its cases are done again
     return finished
+
+
+@cache
+def _warn_once(line: str) -> None:
+    log.warning("%s", line)
 
 
 def file_sha256(path: Path) -> str | None:

@@ -31,7 +31,7 @@ from app.weights import load_weights
 from benchmarks.machine import provenance, result_path
 from benchmarks.process import ROOT, Cost, app_command, measured, run_app
 from benchmarks.scan import EXAMPLE, make_scan
-from evaluation.efficiency import IDLE_S, Sampler, above_idle, figures_of, measure_idle, open_gpu
+from evaluation.efficiency.figures import IDLE_S, Recording, above_idle, figures_of, measure_idle, open_gpu
 from training.results import write
 
 IMPORT_TIME = re.compile(r"import time:\s+(\d+) \|\s+\d+ \|\s+(\S+)$")
@@ -39,17 +39,17 @@ IMPORT_TIME = re.compile(r"import time:\s+(\d+) \|\s+\d+ \|\s+(\S+)$")
 
 def run_ours(scan: Path, outputs: Path, options) -> tuple:
     """Cost, organizers' samples, and our program's own record of the run."""
-    with Sampler(options.gpu) as sampler:
+    with Recording(options.gpu) as recording:
         cost, record = run_app(scan, outputs, options.weights, options.device, options.threads)
-    return cost, sampler.complete(), record
+    return cost, recording.complete(), record
 
 
 def run_naive(scan: Path, mask: Path, options) -> tuple:
     """Cost, organizers' samples, and what the naive program printed."""
     command = [sys.executable, "-m", "benchmarks.naive", str(scan), str(mask), "--device", options.device]
-    with Sampler(options.gpu) as sampler:
+    with Recording(options.gpu) as recording:
         cost, printed = measured([*command, "--weights", str(options.weights)], options.threads)
-    return cost, sampler.complete(), json.loads(printed)
+    return cost, recording.complete(), json.loads(printed)
 
 
 def entry(cost, samples, seconds: dict[str, float], reserved_mib: float | None, options) -> dict:
@@ -60,7 +60,7 @@ def entry(cost, samples, seconds: dict[str, float], reserved_mib: float | None, 
         "seconds": seconds,
         "torch_reserved_mib": reserved_mib,
         "organizers": figures._asdict(),
-        "organizers_above_idle": above_idle(figures, samples, options.idle)._asdict(),
+        "organizers_above_idle": above_idle(cost.wall_s, samples, options.idle)._asdict(),
     }
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from app.runjson import CaseEntry, RunContent
 from tests.scans import save_ct, smooth_hu
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -87,4 +88,6 @@ def test_every_field_of_run_json_is_described(tmp_path, run_app):
     (folder,) = (tmp_path / "out").glob("logs/*")
     columns = (folder / "monitor.csv").read_text().split("\n")[0].strip().split(",")
     described = set(re.findall(r"`(\w+)`", PAGES["docs/formats.md"]))
+    assert set(run) == set(RunContent.__annotations__)
+    assert set(run["cases"][0]) == set(CaseEntry.__annotations__) - {"series_number"}  # not DICOM
     assert {*run, *run["cases"][0], *run["monitor"], *run["cases"][0]["seconds"], *columns} <= described

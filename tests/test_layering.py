@@ -17,7 +17,11 @@ PACKAGES = {"torch", "SimpleITK", "numpy", "scipy", "pynvml", "psutil"}  # of re
 MAY_IMPORT = {
     # no module of ours
     **dict.fromkeys(("cpus", "errors", "formats", "gdcm", "geometry", "labels"), ""),
-    **dict.fromkeys(("device", "monitor", "preprocess", "progress", "readahead", "record", "resample", "slabs"), ""),
+    **dict.fromkeys(("device", "preprocess", "progress", "readahead", "resample", "slabs"), ""),
+    # what a run costs, and its record
+    **dict.fromkeys(("flare_figures", "gpu_memory", "process_tree", "runjson", "sampler"), ""),
+    "monitor": "flare_figures gpu_memory process_tree sampler",
+    "record": "__version__ runjson",
     # the mask
     "measure": "labels",
     "plausible": "",

@@ -3,14 +3,17 @@
 import csv
 import errno
 import json
-import logging
 import os
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
+from app import __version__
 from app import record as module
 from app.record import RunRecord, file_sha256, finished_masks
+from app.runjson import read_record
 
 
 def entry(name, status="done", **sums):
@@ -19,6 +22,14 @@ def entry(name, status="done", **sums):
 
 def recorded(folder):
     return json.loads((folder / "run.json").read_text())
+
+
+def make_run(outputs, weights, *cases):
+    record = RunRecord(outputs)
+    record.content["weights"] = {"sha256": weights}
+    for case in cases:
+        record.add_case(case)
+    return record
 
 
 def test_runs_never_share_a_folder(tmp_path, monkeypatch):
@@ -37,15 +48,16 @@ def test_the_record_after_each_case(tmp_path):
         assert recorded(record.folder)["cases"] == record.content["cases"]
         assert len(record.content["cases"]) == count
     assert [record.count(status) for status in ("done", "failed", "skipped")] == [2, 1, 1]
-    assert recorded(record.folder)["exit_status"] is None  # a killed run's record says so
+    header = {"format": 1, "version": __version__, "exit_status": None}  # null: a killed run's record says so
+    assert recorded(record.folder).items() >= header.items()
+    assert read_record(record.folder / "run.json") == record.content
     assert sorted(path.name for path in record.folder.iterdir()) == ["run.json", "volumes.csv"]
 
 
 def test_a_killed_runs_half_written_record_goes_with_the_next_run(tmp_path):
-    killed = RunRecord(tmp_path)
-    killed.add_case(entry("a"))
-    (killed.folder / ".run.json.part").write_text("{")
-    (killed.folder / ".volumes.csv.part").write_text("case,")
+    killed = make_run(tmp_path, "w", entry("a"))
+    for name in (".run.json.part", ".volumes.csv.part"):
+        (killed.folder / name).write_text("{")
     RunRecord(tmp_path)
     assert sorted(path.name for path in killed.folder.iterdir()) == ["run.json", "volumes.csv"]
 
@@ -67,12 +79,7 @@ def test_a_living_runs_record_is_written_though_another_begins(tmp_path, monkeyp
 def test_a_record_that_cannot_be_written_is_said_once_and_the_one_before_stands(tmp_path, monkeypatch, caplog):
     record = RunRecord(tmp_path)
     record.add_case(entry("a"))
-    replace = os.replace
-
-    def full(*_):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    caplog.set_level(logging.ERROR)
+    replace, full = os.replace, Mock(side_effect=OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
     monkeypatch.setattr(module.os, "replace", full)
     record.add_case(entry("b"))
     record.add_case(entry("c"))
@@ -85,79 +92,61 @@ def test_a_record_that_cannot_be_written_is_said_once_and_the_one_before_stands(
     assert [case["name"] for case in recorded(record.folder)["cases"]] == ["a", "b", "c"]
 
 
-def organ(**values):
-    absent = {"voxels": 0, "ml": 0.0, "mean_hu": None, "sd_hu": None, "first_slice": None, "last_slice": None}
-    return absent | values
-
-
-def rows(folder):
-    with (folder / "volumes.csv").open(newline="", encoding="utf-8", errors="surrogateescape") as file:
-        return [*csv.reader(file)]
-
-
 def test_volumes_as_a_table(tmp_path):
     record = RunRecord(tmp_path)
-    liver = organ(voxels=9, ml=1234.5, mean_hu=101.5, sd_hu=20.25, first_slice=0, last_slice=30)
+    head = ["ml", "mean_hu", "sd_hu", "first_slice", "last_slice"]
+    liver, absent = zip(head, (1234.5, 101.5, 20.25, 0, 30), strict=True), dict.fromkeys(head) | {"ml": 0.0}
+    organs = {"Liver": dict(liver), "Spleen": absent}
     quality = {"verdict": "look", "reasons": ["no spleen"]}
-    record.add_case(entry("a,\n\udcff", organs={"Liver": liver, "Spleen": organ()}, quality=quality))
+    record.add_case(entry("a,\n\udcff", organs=organs, quality=quality))  # a name may be any bytes
     record.add_case(entry("b", "failed"))
-    head = ["case", "organ", "ml", "mean_hu", "sd_hu", "first_slice", "last_slice", "quality"]
-    assert rows(record.folder) == [
-        head,
-        ["a,\n\udcff", "Liver", "1234.5", "101.5", "20.25", "0", "30", "look"],
-        ["a,\n\udcff", "Spleen", "0.0", "", "", "", "", "look"],
-    ]
+    assert recorded(record.folder)["cases"][0]["name"] == "a,\n\udcff"
+    with (record.folder / "volumes.csv").open(newline="", encoding="utf-8", errors="surrogateescape") as file:
+        assert [*csv.reader(file)] == [
+            ["case", "organ", *head, "quality"],
+            ["a,\n\udcff", "Liver", "1234.5", "101.5", "20.25", "0", "30", "look"],
+            ["a,\n\udcff", "Spleen", "0.0", "", "", "", "", "look"],
+        ]
 
 
-@pytest.mark.parametrize("broken", ["file", "link"])
-def test_an_outputs_folder_that_cannot_be_made_is_an_error(tmp_path, broken):
-    if broken == "file":
-        (tmp_path / "out").touch()
-    else:
-        (tmp_path / "out").symlink_to("nowhere")
-    with pytest.raises(OSError):
+@pytest.mark.parametrize("spoil", [Path.touch, lambda path: path.symlink_to("nowhere")])
+def test_an_outputs_folder_that_cannot_be_made_is_an_error(tmp_path, spoil):
+    spoil(tmp_path / "out")
+    with pytest.raises((NotADirectoryError, FileExistsError)):
         RunRecord(tmp_path / "out")
 
 
-def test_names_of_any_bytes_can_be_recorded(tmp_path):
-    record = RunRecord(tmp_path)
-    record.add_case(entry("a\udcff\n\u00e9"))
-    assert recorded(record.folder)["cases"][0]["name"] == "a\udcff\n\u00e9"
-
-
 def test_what_is_finished(tmp_path):
-    for weights, cases in (("w1", [entry("a"), entry("b", "failed")]), ("w2", [entry("a", mask_sha256="m2")])):
-        record = RunRecord(tmp_path)
-        record.content["weights"] = {"sha256": weights}
-        for case in cases:
-            record.add_case(case)
+    assert finished_masks(tmp_path / "nothing") == {}
+    make_run(tmp_path, "w1", entry("a"), entry("b", "failed"))
+    make_run(tmp_path, "w2", entry("a", mask_sha256="m2"))
     assert finished_masks(tmp_path) == {"a": {("i", "w1", "m"), ("i", "w2", "m2")}}
 
 
 def test_a_mask_made_of_slabs_is_not_finished_where_every_slice_is_asked_for(tmp_path):
-    record = RunRecord(tmp_path)
-    record.content["weights"] = {"sha256": "w"}
-    for case in (entry("thin", slices_per_slab=3), entry("thick", slices_per_slab=1), entry("older")):
-        record.add_case(case)
+    make_run(tmp_path, "w", entry("thin", slices_per_slab=3), entry("thick", slices_per_slab=1), entry("older"))
     assert set(finished_masks(tmp_path)) == {"thin", "thick", "older"}
     assert set(finished_masks(tmp_path, every_slice=True)) == {"thick", "older"}
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"{", b"[]", b"null", b'{"cases": 3}', b'{"cases": [{"status": "done"}]}', b"\xff\xfe\x00"]
+    ("content", "said"),
+    [
+        *dict.fromkeys(
+            (b"", b"{", b"[]", b"null", b'{"cases": 3}', b"\xff\xfe\x00"), "not the record of a run"
+        ).items(),
+        (b'{"cases": [{"status": "done"}]}', "not the record of a run (KeyError: 'name')"),
+        (b'{"cases": [{"status": "done", "name": "a"}], "weights": 1}', None),
+        (b'{"format": 2}', "a record of format 2; this program reads format 1: passed over"),
+    ],
 )
-def test_a_damaged_record_proves_nothing_and_hides_nothing(tmp_path, content):
-    record = RunRecord(tmp_path)
-    record.content["weights"] = {"sha256": "w"}
-    record.add_case(entry("a"))
+def test_a_record_that_cannot_be_used_proves_nothing_and_hides_nothing(tmp_path, content, said, caplog):
+    make_run(tmp_path, "w", entry("a"))
     (tmp_path / "logs" / "broken").mkdir()
     (tmp_path / "logs" / "broken" / "run.json").write_bytes(content)
-    (tmp_path / "logs" / "folder" / "run.json").mkdir(parents=True)
-    assert finished_masks(tmp_path) == {"a": {("i", "w", "m")}}
-
-
-def test_no_runs_yet(tmp_path):
-    assert finished_masks(tmp_path / "nothing") == {}
+    for _ in range(2):  # it is said once
+        assert finished_masks(tmp_path) == {"a": {("i", "w", "m")}}
+    assert [f"{tmp_path}/logs/broken/run.json: {said}" in line for line in caplog.messages] == ([True] if said else [])
 
 
 def test_sha256_of_a_file(tmp_path):

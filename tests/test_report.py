@@ -266,8 +266,8 @@ def test_every_second_is_accounted_for(root):
 def test_what_efficiency_measured_around_the_run_is_added(root):
     folder = root / "out" / "efficiency"
     folder.mkdir()
-    (folder / "other.json").write_text('{"program_s": 4.0, "time": 9.0}')
-    (folder / "one_0000.json").write_text('{"program_s": 5.0, "time": 7.5}')
+    (folder / "other.json").write_text('{"run": "20260102T000000Z", "program_s": 5.0, "time": 9.0}')
+    (folder / "one_0000.json").write_text('{"run": "20260101T000000Z", "program_s": 5.0, "time": 7.5}')
     table = table_of(report(root), "stage", "s")
     assert table["outside the program"][0] == "2.50" and table["whole run"][0] == "7.50"
 
@@ -374,7 +374,7 @@ def test_what_is_not_there(root, capsys):
     assert "no truth for any case" in fails(capsys, root / "out", "--truth", root / "in", "-o", output)
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"cases": 3}', '{"cases": [{"name": "x"}]}', '{"cases": []}'])
+@pytest.mark.parametrize("text", ['{"cases": 3}', '{"cases": [{"name": "x"}]}', '{"cases": []}', '{"format": 2}'])
 def test_a_damaged_record(root, capsys, text):
     record = find_run(root / "out") / "run.json"
     record.write_text(text)
@@ -441,7 +441,7 @@ def test_hidden_folders_and_files_are_passed_over(root):
     shutil.copytree(root / "out" / "logs" / "20260101T000000Z", root / "out" / "logs" / ".20270101T000000Z")
     (root / "out" / "efficiency").mkdir()
     for name in ("._one_0000.json", ".one_0000.json"):
-        (root / "out" / "efficiency" / name).write_text('{"program_s": 5.0, "time": 7.5}')
+        (root / "out" / "efficiency" / name).write_text('{"run": "20260101T000000Z", "program_s": 5.0, "time": 7.5}')
     (root / "truth" / "._one.nii.gz").write_bytes(b"\0\5\x16\7")
     assert find_run(root / "out").name == "20260101T000000Z"
     assert tables_of(report(root, "--truth", root / "truth")) == expected

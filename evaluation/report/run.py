@@ -8,6 +8,7 @@ from pathlib import Path
 from app.cases import Case, find_cases
 from app.dicomseries import Series
 from app.errors import UsageError
+from app.runjson import RecordError, RunContent, read_record
 
 
 class ReportError(Exception):
@@ -55,7 +56,7 @@ class Run:
     """
 
     folder: Path
-    content: dict
+    content: RunContent
     cases: tuple[CaseRecord, ...]
     samples: tuple[dict, ...]
     outside_s: float | None
@@ -90,23 +91,25 @@ def read_run(path: Path, inputs: Path | None = None) -> Run:
     folder = find_run(path)
     record = folder / "run.json"
     try:
-        content = json.loads(record.read_text(encoding="utf-8"))
+        content = read_record(record)
         outputs = folder.parent.parent
         moved = {case.name: case.source for case in _cases_in(inputs, outputs)} if inputs else {}
         cases = tuple(_case(entry, outputs, moved) for entry in content.pop("cases"))
         samples = _samples(folder / "monitor.csv")
+    except RecordError as error:
+        raise ReportError(str(error)) from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ReportError(f"{record}: not the record of a run ({type(error).__name__}: {error})") from None
     if not cases:
         raise ReportError(f"{record}: a run without cases: it ended before its first")
-    return Run(folder, content, cases, samples, _outside_s(outputs, content))
+    return Run(folder, content, cases, samples, _outside_s(outputs, folder.name))
 
 
-def _outside_s(outputs: Path, content: dict) -> float | None:
+def _outside_s(outputs: Path, run: str) -> float | None:
     for path in outputs.glob("efficiency/[!.]*.json"):
         try:
             measured = json.loads(path.read_text(encoding="utf-8"))
-            if measured["program_s"] is not None and measured["program_s"] == content["monitor"]["duration_s"]:
+            if measured["run"] == run:
                 return measured["time"] - measured["program_s"]
         except (OSError, ValueError, KeyError, TypeError):
             continue  # not a measurement of ours

@@ -17,6 +17,7 @@ from cyclonedx.validation.json import JsonStrictValidator
 from packageurl import PackageURL
 
 from app.__main__ import WEIGHTS, main
+from evaluation.efficiency import __main__ as efficiency
 from tests.container.sbom import bill_of_materials
 from tests.dicom_series import Series
 from tests.test_supply_chain import pins
@@ -99,6 +100,12 @@ def test_organizers_line(image, bare_mask, tmp_path):
     line = ("/bin/bash", "-c", "sh predict.sh")
     outputs, _ = run_image(image, tmp_path, "--gpus", "device=1", "--name", "team", command=line)
     check_outputs(outputs, bare_mask)
+
+
+def test_organizers_line_measured(image, tmp_path):
+    inputs, outputs = folders(tmp_path)
+    assert efficiency.main([image, str(inputs), str(outputs), "--idle-s", "0.2"]) == 0
+    assert (outputs / MASK).exists() and (outputs / "efficiency" / f"{image}_Efficiency.csv").exists()
 
 
 def test_organizers_line_with_a_dicom_folder(image, bare_mask, tmp_path):

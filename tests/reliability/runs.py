@@ -1,6 +1,5 @@
 """Small cases, and runs of the program on them in processes of their own."""
 
-import json
 import multiprocessing
 import os
 import runpy
@@ -11,6 +10,7 @@ from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
+from app.runjson import RunContent, read_record
 from tests.dicom_series import Series
 from tests.scans import save_ct, save_weights, smooth_hu
 
@@ -111,11 +111,11 @@ def wrong_masks(outputs: Path, right: dict[str, bytes]) -> list[str]:
     return [f"{name} is not what it should be" for name, data in masks(outputs).items() if right.get(name) != data]
 
 
-def last_record(outputs: Path) -> dict:
+def last_record(outputs: Path) -> RunContent:
     """run.json of the last run; one without cases where it was stopped before it wrote any."""
     folder = max((outputs / "logs").iterdir(), key=lambda path: path.stat().st_ctime_ns)
     path = folder / "run.json"
-    return json.loads(path.read_text()) if path.exists() else {"exit_status": None, "cases": []}
+    return read_record(path) if path.exists() else {"exit_status": None, "cases": []}
 
 
 def statuses(outputs: Path) -> dict[str, str]:

@@ -1,0 +1,1 @@
+"""The organizers' efficiency run on your own desk: `python -m evaluation.efficiency IMAGE INPUTS OUTPUTS`."""
