@@ -1,20 +1,75 @@
-"""All three, one after the other: `python -m benchmarks [--device cuda]`."""
+"""All benchmarks, one after the other: `python -m benchmarks [--device cuda] [--minutes 3]`.
+
+With --minutes each is made shorter, what tells most comes first, and what the time does not reach is named.
+"""
 
 import argparse
 import subprocess
 import sys
+import time
+from pathlib import Path
+
+from benchmarks.machine import result_path
+
+# In the order of their worth to somebody whose time is short, each with what makes it short.
+SHORT = {
+    "memory": ("--steps", "1", "8", "16"),
+    "cold_case": ("--runs", "2"),
+    "network": ("--batches", "1", "8", "--min-time-s", "0.2"),
+    "gpu_tests": (),
+    "scaling": ("--slices", "75", "300", "1200", "--sizes", "512", "--slice-mm"),
+}
+SMALL_ON_CPU = {  # the rehearsal of a visit to a GPU: what runs, not how fast
+    "cold_case": ("--runs", "1", "--slices", "4", "--size", "128"),
+    "network": ("--batches", "1", "--size", "64", "--matrix", "256", "--min-time-s", "0.01"),
+    "scaling": ("--slices", "2", "4", "--sizes", "128", "--slice-mm"),
+}
 
 
-def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.splitlines()[0])
+def command(name: str, device: str, threads: str, results: Path | None, short: bool) -> list[str]:
+    """Command line of one benchmark."""
+    if name == "gpu_tests":
+        return [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "tests"]
+    line = [sys.executable, "-m", f"benchmarks.{name}"]
+    if name != "memory":
+        line += ["--device", device, "--threads", threads]
+    if results:
+        line += ["-o", str(results / result_path(name, device).name)]
+    return [*line, *((SHORT if device == "cuda" else SMALL_ON_CPU)[name] if short else ())]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Exit status: 0 all done, 1 some failed or were not reached."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--threads", default="2", help="(default: %(default)s)")
+    parser.add_argument("--minutes", type=float, help="shorter benchmarks, and none after so many minutes")
+    parser.add_argument("--results", type=Path, help="folder for the result files (default: results/)")
     options = parser.parse_args(arguments)
+    end_s = time.monotonic() + 60 * options.minutes if options.minutes else float("inf")
+    failed = []
     # A process each: what one leaves on the card, the next would count.
-    for name in ("cold_case", "scaling", "network"):
-        command = [sys.executable, "-m", f"benchmarks.{name}", "--device", options.device, "--threads", options.threads]
-        subprocess.run(command, check=True)
+    for name in SHORT:
+        if options.device == "cpu" and name in ("memory", "gpu_tests"):
+            continue
+        left_s = end_s - time.monotonic()
+        if left_s <= 0:
+            failed.append(f"{name}: not reached")
+            continue
+        line = command(name, options.device, options.threads, options.results, bool(options.minutes))
+        print(f"== {name}", flush=True)
+        try:
+            run = subprocess.run(line, timeout=None if left_s == float("inf") else left_s)
+            if run.returncode:
+                failed.append(f"{name}: exit status {run.returncode}")
+        except subprocess.TimeoutExpired:
+            failed.append(f"{name}: out of time")
+    for line in failed:
+        print(line, file=sys.stderr)
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

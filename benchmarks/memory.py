@@ -1,0 +1,93 @@
+"""What the constants of the memory budget are on this card: `python -m benchmarks.memory` (a GPU only).
+
+The context is what the whole card uses once CUDA, cuDNN and the network are there, less what torch's allocator holds
+and what the card used before. A step is measured for several numbers of slices: the largest allocation less the
+network's, per pixel. `app.device` has the constants: CONTEXT_MIB, STEP_BYTES_PER_PX, MAX_SLICES_PER_STEP.
+"""
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from app.device import CONTEXT_MIB, MIB, STEP_BYTES_PER_PX
+from app.gpu_memory import GpuMemory
+from app.options import WEIGHTS
+from app.segment import segment
+from app.weights import load_weights
+from benchmarks.machine import provenance, result_path
+from training.results import write
+
+
+class Meters(NamedTuple):
+    """How memory is read: the card's by NVML, and torch's on it."""
+
+    card_mib: Callable[[], float]
+    reserved_bytes: Callable[[], int]
+    largest_bytes: Callable[[], int]
+    reset_largest: Callable[[], None]
+    empty: Callable[[], None]
+
+
+def cuda_meters() -> Meters:
+    """Of the first card; opens no CUDA context.
+
+    Raises:
+        SystemExit: There is no card.
+    """
+    try:
+        card = GpuMemory(0)
+    except Exception as error:  # noqa: BLE001 - NVML's own errors, or the package is missing
+        raise SystemExit(f"benchmarks.memory: no NVIDIA card: {error}") from None
+    cuda = torch.cuda
+    return Meters(
+        card.used_mib, cuda.memory_reserved, cuda.max_memory_allocated, cuda.reset_peak_memory_stats, cuda.empty_cache
+    )
+
+
+def measure(weights: Path, device: torch.device, meters: Meters, steps: list[int], size_px: int) -> dict:
+    """Context and bytes a pixel, by slices a step."""
+    loaded, before_mib = load_weights(weights), meters.card_mib()
+    network = loaded.network(device, torch.float16 if device.type == "cuda" else torch.float32)
+    hu = np.random.default_rng(0).normal(0, 200, (max(steps), size_px, size_px)).astype(np.int16)
+
+    def run(slices: int) -> None:
+        segment(network, hu[:slices], (0.0, 200.0), slices, size_px)
+
+    run(1)
+    meters.empty()
+    context_mib = meters.card_mib() - before_mib - meters.reserved_bytes() / MIB
+    rows = []
+    for slices in steps:
+        meters.empty()
+        meters.reset_largest()
+        resting_bytes = meters.largest_bytes()
+        run(slices)
+        bytes_per_px = (meters.largest_bytes() - resting_bytes) / (slices * size_px**2)
+        rows.append({"slices": slices, "bytes_per_px": bytes_per_px, "reserved_mib": meters.reserved_bytes() / MIB})
+        print(f"{slices:3} slices a step: {bytes_per_px:.0f} bytes a pixel (allowed {STEP_BYTES_PER_PX})", flush=True)
+    print(f"context: {context_mib:.0f} MiB (allowed {CONTEXT_MIB})")
+    return {"context_mib": context_mib, "slice_px": size_px, "steps": rows}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.memory", description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("--steps", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32], metavar="N", help="slices (default: 1 2 4 .. 32)")
+    add("--size", type=int, default=512, metavar="PX", help="side of a slice (default: %(default)s)")
+    add("--weights", type=Path, default=WEIGHTS, help="(default: the shipped ones)")
+    add("-o", "--output", type=Path, help="result file (default: results/benchmark_memory_cuda.json)")
+    options = parser.parse_args(arguments)
+    device = torch.device("cuda")
+    measured = measure(options.weights, device, cuda_meters(), sorted(options.steps), options.size)
+    allowed = {"context_mib": CONTEXT_MIB, "step_bytes_per_px": STEP_BYTES_PER_PX}
+    output = options.output or result_path("memory", "cuda")
+    write({**provenance("cuda", torch.get_num_threads()), "allowed": allowed, **measured}, output)
+    print(output)
+
+
+if __name__ == "__main__":
+    main()
