@@ -11,7 +11,7 @@ import torch
 from torch.fx.experimental import _config
 
 from app.network import DeepLabV3Plus
-from app.postprocess import decide
+from app.postprocess import labels_from_logits
 from tests.training_data import config, phantom_store, sampler
 from training.augmentations import augment
 from training.method import Examples, gradients
@@ -45,5 +45,5 @@ def test_labels_of_slices_stay_on_their_device(monkeypatch):
     monkeypatch.setattr(torch, "autocast", lambda *arguments, **options: nullcontext())  # meta has none
     network = DeepLabV3Plus().eval().to(META, torch.float16, memory_format=torch.channels_last)
     with torch.no_grad():
-        labels = decide(network.quarter_logits(torch.empty(2, 1, 64, 96, dtype=torch.float16, device=META)))
+        labels = labels_from_logits(network.quarter_logits(torch.empty(2, 1, 64, 96, dtype=torch.float16, device=META)))
     assert (labels.device, labels.dtype, labels.shape) == (META, torch.uint8, (2, 64, 96))
