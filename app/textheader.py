@@ -76,7 +76,9 @@ def parse_metaimage(raw: bytes) -> Header:
     big_endian = fields.first("BinaryDataByteOrderMSB", "ElementByteOrderMSB", default="False").lower() == "true"
     sizes = fields.sizes("DimSize", "NDims")
     n = len(sizes)
-    axes = fields.numbers_of("TransformMatrix", "Rotation", "Orientation", default=np.eye(n).ravel().tolist(), count=n * n)
+    axes = fields.numbers_of(
+        "TransformMatrix", "Rotation", "Orientation", default=np.eye(n).ravel().tolist(), count=n * n
+    )
     return _header(
         sizes=sizes[:3],
         dtype=fields.dtype("ElementType", _META_TYPES, "big" if big_endian else "little"),
