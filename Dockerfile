@@ -29,6 +29,10 @@ COPY app app
 COPY weights weights
 RUN /opt/venv/bin/python -m compileall -q app && mkdir inputs outputs && chmod 777 outputs
 
+LABEL org.opencontainers.image.title="Abdominal organs in CT" \
+      org.opencontainers.image.description="Abdominal CT in, a mask of 13 organs out (FLARE22). Not a medical device." \
+      org.opencontainers.image.version="1.0.0" \
+      org.opencontainers.image.licenses="Apache-2.0"
 ENV FLARE_PYTHON=/opt/venv/bin/python \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility \
     PYTHONDONTWRITEBYTECODE=1

@@ -1,7 +1,7 @@
 """Where in its slices the body is: beside it lies air, which costs the network as much as organs do.
 
-The box is that of the whole volume, so that all slices are framed alike: the network's image pooling feels the frame.
-Training shows it crops of many frames.
+One box serves the whole volume: the network's image pooling depends on the frame, which must not change from slice to
+slice. Training shows the network crops of many frames.
 """
 
 import numpy as np
@@ -9,9 +9,9 @@ from scipy import ndimage
 
 from app.network import OUTPUT_STRIDE
 
-SOFT_TISSUE_HU = -50  # fat and air lie below; in scans clipped at -100 or -125 HU they cannot be told apart
-MARGIN_PX = 16  # around soft tissue, which encloses all organs
-_STEP_PX = 4  # it is looked for at every fourth pixel
+ABOVE_FAT_HU = -50  # soft tissue and bone; in scans clipped at -100 or -125 HU they cannot be told apart
+MARGIN_PX = 16  # around soft tissue: organs lie inside it
+_STEP_PX = 4  # every fourth pixel is looked at, which is fine enough
 
 
 def body_box(hu: np.ndarray, smallest_px: int) -> tuple[slice, slice]:
@@ -25,7 +25,7 @@ def body_box(hu: np.ndarray, smallest_px: int) -> tuple[slice, slice]:
         (rows, columns): multiples of the network's output stride long, or the whole slice; that too where no
         soft tissue is found.
     """
-    tissue = (hu[:, ::_STEP_PX, ::_STEP_PX] > SOFT_TISSUE_HU).any(axis=0)
+    tissue = (hu[:, ::_STEP_PX, ::_STEP_PX] > ABOVE_FAT_HU).any(axis=0)
     tissue = ndimage.binary_opening(tissue, np.ones((3, 3)))  # without table, tubes and noise
     parts, _ = ndimage.label(tissue)
     sizes = np.bincount(parts.ravel())[1:]

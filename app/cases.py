@@ -38,6 +38,7 @@ class Case:
 
     @property
     def files(self) -> tuple[Path, ...]:
+        """All that is read for it."""
         return self.series.files if self.series else (self.input,)
 
 
@@ -97,7 +98,7 @@ def _find_cases(inputs: list[Path], outputs: Path, note: Callable[[str], None]) 
     found: list[Case] = []
     named_dicom: list[Path] = []
     for given in inputs:
-        if given.name == "DICOMDIR" and given.is_file():  # lists what is in its folder
+        if given.name == "DICOMDIR" and given.is_file():  # the files that it lists are found by their content
             given = given.parent
         if given.is_dir():
             found += _cases_below(given, outputs, note)
@@ -137,7 +138,7 @@ def _cases_below(folder: Path, outputs: Path, note: Callable[[str], None]) -> li
     series, passed_over = _series_cases(dicom, folder, outputs)
     if not cases and not series:
         raise UsageError(
-            f"no CT in {folder}{passed_over}: put X_0000.nii.gz files (.nii.gz, .nii, .mha, .nrrd) or folders of DICOM "
+            f"no CT in {folder}{passed_over}: put X_0000.nii.gz files ({', '.join(SUFFIXES)}) or folders of DICOM "
             "slices there. With docker, give the folder's whole path: `-v inputs:/workspace/inputs` makes an empty "
             'named volume, `-v "$PWD/inputs":/workspace/inputs` is the folder'
         )
@@ -172,7 +173,7 @@ def _series_cases(files: list[Path], folder: Path | None, outputs: Path) -> tupl
 
 
 def _joined(folder: Path, below: Path, *name: str) -> str:
-    """The way from a folder to what is below it, in one word; the folder's own name where there is no way to go."""
+    """The parts of a path below a folder, joined by "_"; the folder's own name for the folder itself."""
     return "_".join([*below.relative_to(folder).parts, *name]) or folder.resolve().name or "ct"
 
 
@@ -215,7 +216,7 @@ def _may_be_dicom(path: Path) -> bool:
 
 def _is_earlier_mask(case: Case, outputs: Path) -> bool:
     """Whether an input is a mask that an earlier run wrote, to an outputs folder that holds inputs too."""
-    if not _same_file(case.input, case.mask):  # nearly always; else all records of the folder are read
+    if not _same_file(case.input, case.mask):  # nearly always; reading all records of the folder takes time
         return False
     return file_sha256(case.input) in {mask for _, _, mask in finished_masks(outputs).get(case.name, ())}
 

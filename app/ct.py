@@ -1,4 +1,4 @@
-"""The door for a CT, the same for training and inference: whatever it comes as, its voxels are HU, its spacing mm."""
+"""Read a CT of any format: its voxels in HU, its spacing in mm. Training and inference both read with `read_ct`."""
 
 from dataclasses import replace
 from pathlib import Path

@@ -9,12 +9,12 @@ import torch
 log = logging.getLogger(__name__)
 
 MIB = 1 << 20
-# On a CPU with AMX 2 are fastest, for what fits the caches (benchmarks/README.md). On a GPU 8 is a guess that nobody
-# has measured yet: it fills the card's processors and stays far below the budget.
+# On a CPU with AMX 2 are fastest, because they fit the caches (benchmarks/README.md). On a GPU 8 is a guess, not a
+# measurement: it fills the card's processors and stays far below the budget.
 MAX_SLICES_PER_STEP = {"cuda": 8, "cpu": 2}
 # Counted in half precision, the decoder holds its upsampled features and their concatenation at once: about 80 bytes
-# a pixel. The rest is for cuDNN's workspaces, and for deciding on labels where all neighbours disagree; of slabs, as
-# many slices at a time as there are slabs in a step, their interpolated logits 11 bytes a pixel.
+# a pixel. The rest is for cuDNN's workspaces, for `labels_from_logits` where all neighbours disagree, and for the
+# interpolated logits of slabs: 11 bytes a pixel, of as many slices at a time as a step has slabs.
 STEP_BYTES_PER_PX = 160
 CONTEXT_MIB = 700  # allowed for the CUDA context and cuDNN; in a container NVML cannot tell per process
 
@@ -50,7 +50,7 @@ def _cuda_problem() -> str | None:
         return "this is a CPU build of torch; install the CUDA build (docs/images.md)"
     try:
         torch.zeros(1, device="cuda").add_(1).item()  # creates the context and runs a kernel
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001  # drivers fail in many ways: after each the CPU takes over
         cause = (str(error) or type(error).__name__).splitlines()[0]
         return f"torch {torch.__version__} (CUDA {torch.version.cuda}) cannot use it: {cause} (docs/images.md)"
     return None
@@ -77,7 +77,7 @@ def slices_per_step(device: torch.device, budget_mib: int, slice_px: int) -> int
         slice_px: Pixels of a framed slice.
 
     Returns:
-        At least 1: a budget too small for one slice is tried all the same (a step that does not fit
+        At least 1: a budget too small for one slice is tried nevertheless (a step that does not fit
         raises torch.OutOfMemoryError, see `limit_memory`).
     """
     most = MAX_SLICES_PER_STEP[device.type]

@@ -12,10 +12,10 @@ from app.dicomheader import DicomHeader
 from app.errors import InputError
 from app.geometry import LPS_TO_RAS, SAME_AXES
 
-_UNEVEN = 0.01  # of the spacing: positions this far from even ones are rounded, or as good as even
+_UNEVEN = 0.01  # of the spacing: a position this far from an even place is rounded, or even enough
 _ROUNDING_MM = 0.05  # positions are often written with one decimal
-_SAME_PLACE = 0.01  # of the spacing: two planes nearer than this lie at one place
-_LEAST_TILT_DEGREES = 0.1  # below it directions are rounded
+_SAME_PLACE = 0.01  # of the spacing: nearer planes lie at one place
+_LEAST_TILT_DEGREES = 0.1  # a smaller angle comes of rounded directions
 # Of an enhanced CT's frames; each holds one item, with the elements that a classic CT has at its top.
 _MACROS = (
     "PlanePositionSequence",
@@ -51,10 +51,12 @@ class Frame:
 
     @property
     def normal(self) -> np.ndarray:
+        """(3,) unit vector across the plane, LPS."""
         return np.cross(*self.axes)
 
     @property
     def is_axial(self) -> bool:
+        """Whether the normal lies within 45 degrees of the body's axis."""
         return bool(abs(self.normal[2]) >= _AXIAL)
 
 

@@ -62,16 +62,18 @@ class DicomHeader:
         pixels: (first byte in the file, number of bytes or `UNDEFINED`) of the pixels; None without any.
     """
 
-    def __init__(self, order: str = "<"):
+    def __init__(self, order: str = "<") -> None:
         self._order = order
         self._values: dict[str, bytes] = {}
         self._sequences: dict[str, list[DicomHeader]] = {}
         self.pixels: tuple[int, int] | None = None
 
     def text(self, keyword: str, default: str = "") -> str:
+        """The value as it stands, without its padding."""
         return self._values.get(keyword, default.encode()).decode("latin-1").strip(" \0")
 
     def words(self, keyword: str) -> list[str]:
+        """The values of a text that holds several."""
         return [word.strip() for word in self.text(keyword).split("\\")]
 
     def numbers(self, keyword: str, count: int) -> tuple[float, ...] | None:
@@ -82,18 +84,21 @@ class DicomHeader:
             numbers = tuple(float(word) for word in self.words(keyword))
         except ValueError:
             numbers = ()
-        if len(numbers) != count or not all(abs(number) < 1e9 for number in numbers):  # not: also for NaN
+        if len(numbers) != count or not all(abs(number) < 1e9 for number in numbers):  # NaN is not below it
             raise InputError(f"its {keyword} is not {count} numbers: {self.text(keyword)[:60]!r}")
         return numbers
 
     def number(self, keyword: str, default: float) -> float:
+        """One number that is written as text."""
         return (self.numbers(keyword, 1) or (default,))[0]
 
     def unsigned(self, keyword: str, default: int) -> int:
+        """A binary number of 16 bits (VR US, or the bits of SS)."""
         raw = self._values.get(keyword, b"")
         return struct.unpack_from(self._order + "H", raw)[0] if len(raw) >= 2 else default
 
     def items(self, keyword: str) -> list["DicomHeader"]:
+        """The items of a sequence; none where it is absent."""
         return self._sequences.get(keyword, [])
 
 
@@ -114,7 +119,7 @@ def read_dicom_header(file: BinaryIO) -> DicomHeader:
 class _Parser:
     """Reads elements one after the other, encoded as the file's transfer syntax says."""
 
-    def __init__(self, file: BinaryIO):
+    def __init__(self, file: BinaryIO) -> None:
         self._file = file
         self._size = os.fstat(file.fileno()).st_size
         self._order, self._explicit = "<", True

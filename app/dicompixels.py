@@ -14,7 +14,7 @@ from app.errors import InputError
 from app.gdcm import DecodeError, Decoder
 
 _AIR_HU = -1024
-_SCANNED_HU = (-1024, 3071)  # what 12 bits hold: padding inside it may be tissue, and stays
+_SCANNED_HU = (-1024, 3071)  # what 12 bits hold; a padding value in this range may be tissue, so it is left
 
 
 def read_planes(
@@ -73,7 +73,7 @@ def _plain_planes(
     for frame in frames:
         file.seek(at + frame.index * plane_bytes)
         pixels = np.frombuffer(file.read(plane_bytes), unsigned).astype(unsigned.newbyteorder("="))
-        pixels = pixels << (allocated - 1 - high)  # older files keep other things in the bits that are left over
+        pixels = pixels << (allocated - 1 - high)  # the bits above may hold overlays, in older files
         values = pixels.view(f"{kind}{allocated // 8}") >> (allocated - stored)
         yield values.reshape(frame.shape) * frame.slope + frame.intercept
 

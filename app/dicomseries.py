@@ -1,4 +1,4 @@
-"""Which DICOM files are slices of which CT series, and which are none."""
+"""Sort DICOM files into CT series, by their content; count the other objects by kind."""
 
 import hashlib
 import os
@@ -11,7 +11,7 @@ from app.dicomgrid import Frame, frames_of
 from app.dicomheader import DicomHeader, read_dicom_header
 from app.errors import InputError
 
-_DIRECTORY = "1.2.840.10008.1.3.10"  # DICOMDIR: what it lists is found without it
+_DIRECTORY = "1.2.840.10008.1.3.10"  # of a DICOMDIR; the files that it lists are found by their content
 _SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"  # and its multi-frame kinds, .1 to .4
 
 
@@ -70,7 +70,7 @@ def find_series(files: Iterable[Path]) -> tuple[list[Series], Counter[str]]:
         try:
             found.frames += frames_of(header)
         except InputError:
-            continue  # a slice that does not say where it lies: said when the series is read
+            continue  # a slice without a position is an error when the series is read
     del others["DICOMDIR"]
     series = []
     for found in by_uid.values():

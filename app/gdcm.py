@@ -1,7 +1,7 @@
 """Decode compressed DICOM pixels with SimpleITK's GDCM, in a process of its own.
 
-Its codecs are C: damaged streams have made them crash, take all memory, or never end. There that ends one series, not
-the run. This file is the program of both processes: `Decoder` here, `_serve` there.
+Its codecs are C: damaged streams have made them crash, take all memory, or never end. In a process of their own that
+ends one series, not the run. Both processes run this file: the parent uses `Decoder`, the child `_serve`.
 """
 
 import json
@@ -11,11 +11,12 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import IO, cast
 
 import numpy as np
 
 _LIBRARY_BYTES = 1 << 30  # of address space, for the interpreter and SimpleITK
-_SECONDS, _SECONDS_PER_FRAME = 60, 1  # a frame takes 0.1 s
+_SECONDS, _SECONDS_PER_FRAME = 60, 1  # allowed; a frame takes 0.1 s
 _FRAMES_IN_MEMORY = 4 * 8  # of one byte a pixel: decoded, rescaled to double, and copies of both
 
 
@@ -55,8 +56,8 @@ class Decoder:
             command = [sys.executable, "-I", __file__]  # nothing of the caller's folder or environment is imported
             pipe, nowhere = subprocess.PIPE, subprocess.DEVNULL
             self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=nowhere)
-        process, tasks, answers = self._process, self._process.stdin, self._process.stdout
-        assert tasks and answers  # both are pipes
+        process = self._process
+        tasks, answers = cast(IO[bytes], process.stdin), cast(IO[bytes], process.stdout)
         task = {"path": str(path), "bytes": _LIBRARY_BYTES + _FRAMES_IN_MEMORY * frames * pixels}
         timer = threading.Timer(_SECONDS + _SECONDS_PER_FRAME * frames, process.kill)
         timer.start()

@@ -98,5 +98,5 @@ def or_none(read: Callable[..., T], *arguments: Any) -> T | None:
     """A reading, or None where it cannot be had."""
     try:
         return read(*arguments)
-    except Exception:
+    except Exception:  # noqa: BLE001  # drivers and process tables fail in many ways
         return None

@@ -1,4 +1,4 @@
-"""Whether a volume's numbers are HU; where they are HU on another scale beyond doubt, they are put right.
+"""Whether a volume's numbers are HU; numbers that are certainly HU on another scale are converted.
 
 On the HU scale three things lie where physics has put them, whoever the patient is: air at -1000, fat at -100 and
 soft tissue around 40. They are looked for in the volume's histogram as HU, and as each other scale that CTs are
@@ -11,8 +11,8 @@ import numpy as np
 
 from app.errors import InputError
 
-AIR_HU, CLIPPED_AIR_HU = -1000, -1024  # air peaks at the one; most scanners store nothing below the other
-AIR_BAND_HU = (-1060, -940)  # holds both, and still does when all is 24 HU off
+AIR_HU, CLIPPED_AIR_HU = -1000, -1024  # air peaks at the first; most scanners store nothing below the second
+AIR_BAND_HU = (-1060, -940)  # holds both peaks, even 24 HU off their places
 BELOW_AIR_HU = -1300  # the noise of air ends above it; below lies padding
 LUNG_TOP_HU = -600  # lungs lie below; between them and fat there is little but edges
 BODY_HU = (-200, 300)  # fat, soft tissue, and what contrast agent fills; most of bone lies above
@@ -55,11 +55,11 @@ ODD_SCALES = (
     Scale(1, 8192, "HU + 8192, stored without its intercept"),
     Scale(1, -1024, "HU - 1024, its intercept applied twice"),
 )
-RARER = {  # instead of these, where air lies better so
+RARER = {  # by the common offset: what it may be instead, if air then lies nearer its place
     1024: Scale(1, 1000, "HU + 1000, stored without its intercept"),
     -1024: Scale(1, -1000, "HU - 1000, its intercept applied twice"),
 }
-BETTER_HU = 8  # by more than this: air's peak is found to a few HU
+BETTER_HU = 8  # least gain to choose the rarer scale: air's peak is found to a few HU
 
 
 def put_on_hu_scale(hu: np.ndarray) -> tuple[str, ...]:
@@ -101,7 +101,7 @@ def put_on_hu_scale(hu: np.ndarray) -> tuple[str, ...]:
 class Histogram:
     """Of int16 voxels (z, y, x): of some hundred rows and columns of each slice, which are enough."""
 
-    def __init__(self, voxels: np.ndarray):
+    def __init__(self, voxels: np.ndarray) -> None:
         step = max(1, min(voxels.shape[1:]) // 128)
         self._counts = np.zeros(2**16, np.int64)  # of -2^15, ... 2^15 - 1
         for plane in voxels[:, ::step, ::step]:
@@ -144,7 +144,7 @@ class Histogram:
         """How far air is from its place: its peak from -1000 or the lowest voxels but padding from -1024."""
         counts = self._counts_of(scale, BELOW_AIR_HU, LUNG_TOP_HU)
         peak = BELOW_AIR_HU + int(np.convolve(counts, np.ones(9), "same").argmax())
-        lowest = BELOW_AIR_HU + int(np.searchsorted(np.cumsum(counts), 0.001 * counts.sum()))  # but for outliers
+        lowest = BELOW_AIR_HU + int(np.searchsorted(np.cumsum(counts), 0.001 * counts.sum()))  # of all but outliers
         return min(abs(peak - AIR_HU), abs(lowest - CLIPPED_AIR_HU))
 
     def _air_peaks_at_zero(self) -> bool:
@@ -158,14 +158,14 @@ class Histogram:
 
 
 def _convert(hu: np.ndarray, scale: Scale) -> None:
-    stored = np.arange(2**16, dtype=np.uint16).view(np.int16)  # every value there is, once
+    stored = np.arange(2**16, dtype=np.uint16).view(np.int16)  # each value of int16 once
     to_hu = np.clip(np.rint(stored / scale.factor) - scale.offset, -(2**15), 2**15 - 1).astype(np.int16)
     for plane in hu:
         plane[...] = to_hu[plane.view(np.uint16)]
 
 
 def _is_flat(hu: np.ndarray) -> bool:
-    """Whether there is nothing but noise: the parts of a mean slice are alike."""
+    """Whether there is nothing but noise: all parts of a mean slice have about one value."""
     mean = hu[:: -(-len(hu) // 8)].mean(axis=0)  # of eight slices, which are enough
     parts = [
         part.mean()

@@ -1,4 +1,4 @@
-"""A CT in memory to clean labels: the stages in their order, for the program, validation and benchmarks alike."""
+"""A CT in memory to filtered labels: the stages in their order. The program, validation and benchmarks all run it."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from app.postprocess import MIN_REGION_PX, clean
+from app.postprocess import MIN_REGION_PX, remove_small_components
 from app.preprocess import clipped_statistics
 from app.resample import nearest_spacing, resample_in_plane, resampled_shape
 from app.slabs import slices_per_slab
@@ -37,7 +37,7 @@ def segment_volume(
     *,
     statistics_hu: tuple[float, float] | None = None,
     min_region_px: int = MIN_REGION_PX,
-    stage: Callable[[str], AbstractContextManager] = nullcontext,
+    stage: Callable[[str], AbstractContextManager[object]] = nullcontext,
 ) -> Segmentation:
     """Statistics, resampling where the network needs it, slabs of thin slices, network, filters, back to the CT's grid.
 
@@ -63,7 +63,7 @@ def segment_volume(
         slices = slices_per_slab(spacing_mm[0], trained_slice_mm) if trained_slice_mm else 1
         labels = segment(network_hu, statistics_hu, slices_per_slab=slices)
     with stage("postprocess"):
-        clean(labels, min_region_px)
+        remove_small_components(labels, min_region_px)
         if network_shape != hu.shape:
             labels = resample_in_plane(labels, hu.shape, order=0)
     return Segmentation(labels, statistics_hu, network_spacing_mm, slices)

@@ -22,9 +22,9 @@ from app.maskheader import VOXEL_OFFSET
 from app.stream import WBITS, chunks_of, inflated
 from app.voxels import blocks_of
 
-_GZIP_LEVEL = 3  # on real masks as fast as 1 and 8 % smaller; 6 takes twice as long
+_GZIP_LEVEL = 3  # on real masks as fast as level 1 and 8 % smaller; level 6 takes twice as long
 _TEMPORARY = (".mask-", ".partial")  # never "*.nii.gz": no pattern takes a half-written file for a mask
-_STALE_S = 3600  # where locks do not work, a temporary older than this is no one's
+_STALE_S = 3600  # where locks do not work, an older temporary file is taken for a killed run's
 
 
 def write_mask(mask: np.ndarray, geometry: Geometry, path: Path) -> str:
@@ -104,7 +104,7 @@ def _temporary_in(folder: Path) -> Iterator[tuple[FileIO, Path]]:
     path = folder / secrets.token_hex(8).join(_TEMPORARY)
     try:
         with open(path, "x+b", buffering=0) as file:
-            if not _lock(file.fileno(), unsupported=True):  # another run took it for stale, in this very moment
+            if not _lock(file.fileno(), unsupported=True):  # another run has just taken it for a killed run's
                 raise OSError(errno.EAGAIN, "another run removed its temporary file")
             yield file, path
     finally:
@@ -114,7 +114,9 @@ def _temporary_in(folder: Path) -> Iterator[tuple[FileIO, Path]]:
 
 def _write_gzip(file: FileIO, geometry: Geometry, mask: np.ndarray) -> int:
     """Compress header and voxels into `file`. Returns the CRC-32 of what went in."""
-    compressor = zlib.compressobj(_GZIP_LEVEL, zlib.DEFLATED, WBITS["gzip"])  # no name, no time: the same bytes
+    compressor = zlib.compressobj(
+        _GZIP_LEVEL, zlib.DEFLATED, WBITS["gzip"]
+    )  # without a name or a time, so that equal masks give equal bytes
     voxels = geometry.in_file_order(mask)
     blocks = (voxels[block].tobytes() for block in blocks_of(voxels.shape, 1))
     checksum = 0

@@ -1,11 +1,11 @@
-"""The 352 bytes that stand before the voxels of a mask: a NIfTI-1 header, and that nothing lies between."""
+"""The 352 bytes before the voxels of a mask: a NIfTI-1 header, and four zero bytes that say "no extension"."""
 
 import numpy as np
 
 from app.geometry import SAME_AXES
 from app.niftifields import FIELDS, MAGIC1, NIFTI1, NIFTI1_BYTES
 
-VOXEL_OFFSET = 352  # of a mask: the header and four zero bytes that say "no extension"
+VOXEL_OFFSET = 352
 
 
 def mask_header_of(shape: tuple[int, int, int], affine: np.ndarray) -> bytes:
@@ -41,10 +41,10 @@ def mask_header_like(header: np.ndarray, affine: np.ndarray | None = None) -> by
     mask["sizeof_hdr"] = NIFTI1_BYTES
     mask["datatype"], mask["bitpix"] = 2, 8  # uint8
     mask["vox_offset"], mask["scl_slope"], mask["scl_inter"] = VOXEL_OFFSET, 1, 0
-    mask["cal_max"] = mask["cal_min"] = 0  # no viewer's window of the CT
+    mask["cal_max"] = mask["cal_min"] = 0  # the CT's display window does not fit labels
     raw[140:148] = bytes(8)  # glmax, glmin
     raw[344:348] = MAGIC1
-    if mask["dim"][0] > 3:  # sizes of 1 behind the third: other programs take masks of three dimensions
+    if mask["dim"][0] > 3:  # the others have a size of 1; programs expect masks of three dimensions
         mask["dim"][0], mask["dim"][4:] = 3, 1
     if affine is not None:
         spacing = np.linalg.norm(affine[:, :3], axis=0)

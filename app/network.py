@@ -1,8 +1,8 @@
 """DeepLabv3+ on a ResNet-18 (paper section 2.2; Chen et al., ECCV 2018; He et al., CVPR 2016).
 
-One input channel (a z-scored axial slice), 14 logits a pixel. Output stride 16: the last stage of
-the trunk keeps its resolution and dilates its 3x3 convolutions by 2. About 15.3 M parameters and
-41 GFLOP for a 512x512 slice. Sizes in the comments are for that slice.
+One input channel (a z-scored axial slice), 14 logits a pixel. Output stride 16: the last stage of the trunk keeps its
+resolution and dilates its 3x3 convolutions by 2. About 15.3 M parameters and 41 GFLOP for a 512x512 slice. Sizes in the
+comments are for that slice.
 """
 
 import torch
@@ -18,7 +18,9 @@ ASPP_RATES = (6, 12, 18)
 class ConvBNReLU(nn.Sequential):
     """Convolution that keeps the size at stride 1, batch norm, ReLU."""
 
-    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int = 1, dilation: int = 1):
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel_size: int, stride: int = 1, dilation: int = 1
+    ) -> None:
         padding = dilation * (kernel_size // 2)
         super().__init__(
             nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, dilation, bias=False),
@@ -30,7 +32,7 @@ class ConvBNReLU(nn.Sequential):
 class BasicBlock(nn.Module):
     """ResNet-18's block: two 3x3 convolutions and a shortcut (He et al., 2016, figure 2)."""
 
-    def __init__(self, in_channels: int, out_channels: int, stride: int = 1, dilation: int = 1):
+    def __init__(self, in_channels: int, out_channels: int, stride: int = 1, dilation: int = 1) -> None:
         super().__init__()
         self.conv1 = ConvBNReLU(in_channels, out_channels, 3, stride, dilation)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, 1, dilation, dilation, bias=False)
@@ -51,7 +53,7 @@ class ResNet18(nn.Module):
     low_level_channels = 64  # of the stride-4 output
     out_channels = 512  # of the stride-16 output
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.stem = nn.Sequential(ConvBNReLU(1, 64, 7, stride=2), nn.MaxPool2d(3, 2, 1))
         self.layer1 = nn.Sequential(BasicBlock(64, 64), BasicBlock(64, 64))
@@ -67,7 +69,7 @@ class ResNet18(nn.Module):
 class ASPP(nn.Module):
     """Atrous spatial pyramid pooling: a 1x1, three dilated 3x3 and an image-pooling branch, joined by a 1x1."""
 
-    def __init__(self, in_channels: int, out_channels: int = 256, rates: tuple[int, ...] = ASPP_RATES):
+    def __init__(self, in_channels: int, out_channels: int = 256, rates: tuple[int, ...] = ASPP_RATES) -> None:
         super().__init__()
         self.branches = nn.ModuleList(
             [ConvBNReLU(in_channels, out_channels, 1)]
@@ -78,7 +80,7 @@ class ASPP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         pooled = self.image_pooling(x).expand(-1, -1, *x.shape[-2:])
-        pooled = pooled.contiguous(memory_format=torch.channels_last)  # as the others, or cat leaves the fast path
+        pooled = pooled.contiguous(memory_format=torch.channels_last)  # torch.cat is slow with mixed layouts
         return self.project(torch.cat([branch(x) for branch in self.branches] + [pooled], dim=1))
 
 
@@ -96,7 +98,7 @@ class DeepLabV3Plus(nn.Module):
         ValueError: H or W is not a multiple of 16.
     """
 
-    def __init__(self, num_classes: int = NUM_CLASSES):
+    def __init__(self, num_classes: int = NUM_CLASSES) -> None:
         super().__init__()
         self.trunk = ResNet18()
         self.aspp = ASPP(ResNet18.out_channels)
@@ -108,7 +110,7 @@ class DeepLabV3Plus(nn.Module):
         return upsample_4x(self.quarter_logits(x))  # (N, num_classes, 512, 512)
 
     def quarter_logits(self, x: Tensor) -> Tensor:
-        """Logits before the last upsampling, which inference leaves to `postprocess.decide`."""
+        """Logits before the last upsampling, which inference leaves to `postprocess.labels_from_logits`."""
         if x.shape[-2] % OUTPUT_STRIDE or x.shape[-1] % OUTPUT_STRIDE:
             raise ValueError(f"slice size must be a multiple of {OUTPUT_STRIDE}, got {tuple(x.shape[-2:])}")
         low_level, high_level = self.trunk(x)  # (N, 64, 128, 128), (N, 512, 32, 32)
@@ -117,6 +119,7 @@ class DeepLabV3Plus(nn.Module):
 
 
 def upsample_4x(x: Tensor) -> Tensor:
+    """(N, C, h, w) to (N, C, 4 h, 4 w), bilinear."""
     return F.interpolate(x, scale_factor=4.0, mode="bilinear", align_corners=False)
 
 
@@ -128,7 +131,7 @@ def initialise(network: nn.Module, seed: int) -> nn.Module:
         seed: Seed of this branch; leaves the global random state as it was.
 
     Returns:
-        The same network.
+        The network that was given.
     """
     generator = torch.Generator().manual_seed(seed)
     for module in network.modules():

@@ -72,7 +72,7 @@ def parse_nifti(raw: bytes) -> Header:
         doubts.append(f"bitpix {bitpix} contradicts the data type {dtype.name}: the data type is used")
     if size != header.dtype.itemsize:
         doubts.append(f"sizeof_hdr {size} is wrong: the magic number is that of a header of {header.dtype.itemsize}")
-    with np.errstate(all="ignore"):  # of numbers that are no geometry
+    with np.errstate(all="ignore"):  # damaged fields overflow; they are refused below
         form, repairs, form_doubts = _form(header)
         mask_header = mask_header_like(header, form if repairs else None)
     affine = np.eye(4)
@@ -88,7 +88,7 @@ def mm_per_unit(xyzt_units: int) -> float:
 
 def _scaling(slope: float, inter: float) -> tuple[float, float, list[str]]:
     """Slope and intercept as they are used, and warnings."""
-    if slope == 0 or not math.isfinite(slope):  # the standard's word for "not scaled"
+    if slope == 0 or not math.isfinite(slope):  # so the standard says "not scaled"
         if inter == 0 or not math.isfinite(inter):
             return 1.0, 0.0, []
         return 1.0, 0.0, [f"scl_inter {inter:g} is not used: scl_slope {slope:g} says that values are not scaled"]
@@ -103,7 +103,7 @@ def _shape(dim: list[int]) -> tuple[int, int, int]:
     sizes = dim[1 : dim[0] + 1]
     if len(sizes) < 3 or max(sizes[3:], default=1) > 1:
         raise InputError(f"a {len(sizes)}-D image ({' x '.join(map(str, sizes))}), not one volume")
-    if min(sizes[:3]) < 1 or max(sizes[:3]) >= 2**15:  # a mask is NIfTI-1
+    if min(sizes[:3]) < 1 or max(sizes[:3]) >= 2**15:  # the mask is NIfTI-1, with sizes of int16
         raise InputError("the header declares a size of " + " x ".join(map(str, sizes)))
     return sizes[2], sizes[1], sizes[0]
 
@@ -124,7 +124,7 @@ def _form(header: np.ndarray) -> tuple[np.ndarray, list[str], list[str]]:
     """
     qfac, *pixdim = header["pixdim"][:4].tolist()
     no_spacing = "voxel spacing " + " x ".join(f"{size:g}" for size in pixdim) + " is not positive"
-    spaced = all(0 < size < math.inf for size in np.float32(pixdim))  # also false for NaN; float32: the mask's numbers
+    spaced = all(0 < size < math.inf for size in np.float32(pixdim))  # NaN is not; float32, as in the mask
     shift, sform = header["qoffset"].astype(np.float64), header["srow"].astype(np.float64)
     qform = np.column_stack([_rotation(header["quaternion"].tolist(), qfac) * pixdim, shift])
     forms = {"sform": sform, "qform": qform}
@@ -165,7 +165,7 @@ def _rotation(quaternion: list[float], qfac: float) -> np.ndarray:
     """The standard's rotation, its third column turned round where qfac is negative; NaN where there is none."""
     b, c, d = quaternion
     squared = b * b + c * c + d * d
-    if squared > 1.01:  # of no unit quaternion
+    if squared > 1.01:  # no unit quaternion has it
         return np.full((3, 3), np.nan)
     if 1.0 - squared < 1e-7:  # the standard's own threshold: half a turn, give or take float32's rounding
         a, length = 0.0, math.sqrt(squared)

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from app.cases import Case
 from app.geometry import Geometry
@@ -14,6 +15,7 @@ from app.measure import Measure, measure_organs
 from app.monitor import ResourceMonitor
 from app.preview import write_preview
 from app.quality import OK, assess
+from app.runjson import CaseEntry
 from app.segment import Segmenter
 from app.volume import Volume
 
@@ -27,7 +29,7 @@ def segment_case(
     monitor: ResourceMonitor,
     on_slices: Callable[[int, int], None],
     preview: Path | None = None,
-) -> dict:
+) -> CaseEntry:
     """Segment one CT that has been read, and write its mask.
 
     Args:
@@ -68,7 +70,7 @@ def segment_case(
         with stage("preview"):
             try:
                 write_preview(preview, hu, labels, geometry.spacing_mm)
-            except (OSError, RuntimeError, MemoryError) as error:  # the mask stands
+            except (OSError, RuntimeError, MemoryError) as error:  # the mask is written already, and counts
                 lines = str(error).split("\n")  # ITK's last line is the cause
                 warnings.append(f"no preview: {lines[-1].strip() or type(error).__name__}")
                 log.warning("%s: %s", case.input, warnings[-1])
@@ -90,10 +92,10 @@ def segment_case(
     }
 
 
-def _organ(measure: Measure, geometry: Geometry) -> dict:
+def _organ(measure: Measure, geometry: Geometry) -> dict[str, Any]:
     """What run.json says of an organ; its slices counted as the file counts them."""
     entry = measure._asdict()
-    if measure.voxels and geometry.flips[geometry.axes.index(0)]:
-        top = geometry.shape[0] - 1
-        entry |= {"first_slice": top - measure.last_slice, "last_slice": top - measure.first_slice}
+    first, last, top = measure.first_slice, measure.last_slice, geometry.shape[0] - 1
+    if first is not None and last is not None and geometry.flips[geometry.axes.index(0)]:
+        entry |= {"first_slice": top - last, "last_slice": top - first}
     return entry

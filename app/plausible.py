@@ -85,7 +85,7 @@ def plausible_ml(label: int, length_mm: float) -> tuple[float, float]:
 
 
 def mark(label: int, ml: float, length_mm: float, cut: bool) -> str:
-    """ "absent", "small", "large", or "" for a plausible volume.
+    """What is odd about a volume: "absent", "small", "large", or "" for a plausible one.
 
     Args:
         label, length_mm: As for `plausible_ml`.

@@ -7,7 +7,7 @@ from scipy import ndimage
 
 from app.labels import COLOURS, NUM_CLASSES
 
-SOFT_TISSUE_HU = (-160, 240)
+DISPLAY_WINDOW_HU = (-160, 240)
 HEIGHT_PX = 512
 FILL = 0.35  # opacity of an organ's inside; its outline is opaque
 
@@ -44,7 +44,7 @@ def richest_slice(labels: np.ndarray, axis: int) -> int:
 
 def _overlay(hu: np.ndarray, labels: np.ndarray, spacing_mm: tuple[float, float], px_per_mm: float) -> np.ndarray:
     """RGB (HEIGHT_PX, width, 3) uint8 of one slice with square pixels, centred between black bands."""
-    low, high = SOFT_TISSUE_HU
+    low, high = DISPLAY_WINDOW_HU
     height, width = (max(1, round(n * mm * px_per_mm)) for n, mm in zip(hu.shape, spacing_mm, strict=True))
     grey = np.clip((_resized(hu.astype(np.float32), (height, width), order=1) - low) / (high - low), 0, 1) * 255
     organs = _resized(labels, (height, width), order=0)

@@ -35,6 +35,7 @@ class Progress:
             self._draw(self.case_number + 1, 0.0, "reading")
 
     def start(self, case_name: str) -> None:
+        """The next case begins."""
         self.case_number += 1
         self.case_name = one_line(case_name)
 
@@ -50,11 +51,12 @@ class Progress:
         elapsed = f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02}"
         bar = "#" * filled + "." * (BAR_WIDTH - filled)
         line = "  ".join([f"[{case_number}/{self.total_cases}] {bar}", elapsed, *words])
-        columns = os.get_terminal_size(sys.stderr.fileno()).columns or 80  # 0: a terminal that does not say
+        columns = os.get_terminal_size(sys.stderr.fileno()).columns or 80  # some terminals say 0
         sys.stderr.write("\r\033[K" + line[: columns - 1])
         sys.stderr.flush()
 
     def clear(self) -> None:
+        """Take the bar away, so that what is written next begins a line."""
         if self.bar:
             sys.stderr.write("\r\033[K")
             sys.stderr.flush()

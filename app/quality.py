@@ -95,7 +95,7 @@ def assess(
         *_organ_by_organ(measures, len(labels)),
     ]
     worst = max((verdict for verdict, _ in found), key=VERDICTS.index, default=OK)
-    # Whatever else is odd in a mask that cannot be right follows from that.
+    # In a mask that cannot be right, all other findings follow from that.
     return Quality(worst, tuple(reason for verdict, reason in found if verdict == worst or worst != IMPLAUSIBLE))
 
 
@@ -107,7 +107,7 @@ def _coarse(labels: np.ndarray, hu: np.ndarray, spacing_mm: tuple[float, float, 
 
 def _cross_sections(scan: _Scan) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Of the largest body in each slice: area in cm2 with all that it encloses, and areas of gas and of bone in it."""
-    air_hu = max(_AIR_HU, int(scan.hu.min()))  # the lowest value, where air was clipped away
+    air_hu = max(_AIR_HU, int(scan.hu.min()))  # where air was clipped away, it has the lowest value
     solid = ndimage.binary_opening(scan.hu > air_hu, np.ones((1, 2, 2)))  # without table, tubes and noise
     parts, _ = ndimage.label(solid, _IN_SLICE)
     body = np.array([plane == np.bincount(plane[plane > 0], minlength=1).argmax() for plane in parts]) & solid

@@ -90,5 +90,5 @@ class Sampler:
     def _attempt(self, action: Callable[[], object]) -> None:
         try:
             action()
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001  # no failure of the sampling reaches the run
             self.error = self.error or f"{type(error).__name__}: {error}"

@@ -8,6 +8,7 @@ import logging
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
+from types import EllipsisType
 
 import numpy as np
 import torch
@@ -15,8 +16,8 @@ import torch
 from app.body import body_box
 from app.device import compute_dtype, limit_memory, slices_per_step
 from app.inference import Segmentation, segment_volume
-from app.network import OUTPUT_STRIDE
-from app.postprocess import decide
+from app.network import OUTPUT_STRIDE, DeepLabV3Plus
+from app.postprocess import labels_from_logits
 from app.preprocess import WINDOW_HU, normalise
 from app.slabs import Slabs
 from app.weights import Weights
@@ -26,8 +27,8 @@ log = logging.getLogger(__name__)
 OnStep = Callable[[int], None]
 
 
-def _unheard(slices_done: int) -> None:
-    pass
+def _ignore(slices_done: int) -> None:
+    """What is called where nobody asks for progress."""
 
 
 class Segmenter:
@@ -47,7 +48,7 @@ class Segmenter:
         used_device: Where the last volume was segmented.
     """
 
-    def __init__(self, weights: Weights, device: torch.device, budget_mib: int, every_slice: bool = False):
+    def __init__(self, weights: Weights, device: torch.device, budget_mib: int, every_slice: bool = False) -> None:
         self.weights, self.budget_mib, self.every_slice = weights, budget_mib, every_slice
         limit_memory(device, budget_mib)
         self._move_to(device)
@@ -61,8 +62,8 @@ class Segmenter:
         self,
         hu: np.ndarray,
         spacing_mm: tuple[float, float, float],
-        on_step: OnStep = _unheard,
-        stage: Callable[[str], AbstractContextManager] = nullcontext,
+        on_step: OnStep = _ignore,
+        stage: Callable[[str], AbstractContextManager[object]] = nullcontext,
     ) -> Segmentation:
         """A CT in memory to clean labels.
 
@@ -80,23 +81,30 @@ class Segmenter:
         self,
         hu: np.ndarray,
         statistics_hu: tuple[float, float],
-        on_step: OnStep = _unheard,
+        on_step: OnStep = _ignore,
         slices_per_slab: int = 1,
     ) -> np.ndarray:
-        """Labels of a volume, before `postprocess.clean`; arguments and result as for `segment`.
+        """Labels of a volume, before `postprocess.remove_small_components`; arguments and result as for `segment`.
 
         Out of memory on a GPU halves the step down to one slice, then this case goes to the CPU; after any
         other failure of a GPU all that follow go there. Each is warned of.
         """
         frame = [max(size, self.weights.frame_px) for size in hu.shape[1:]]
         step = min(slices_per_step(self.device, self.budget_mib, frame[0] * frame[1]), -(-len(hu) // slices_per_slab))
-        how = {"frame_px": self.weights.frame_px, "on_step": on_step, "slices_per_slab": slices_per_slab}
+        segment_with = partial(
+            segment,
+            hu=hu,
+            statistics_hu=statistics_hu,
+            frame_px=self.weights.frame_px,
+            on_step=on_step,
+            slices_per_slab=slices_per_slab,
+        )
         self.used_device = self.device
         while self.device.type != "cpu":
             try:
-                return segment(self._network, hu, statistics_hu, step, **how)
+                return segment_with(self._network, slices_per_step=step)
             except torch.OutOfMemoryError:
-                pass  # until this block ends, the traceback holds what the step took
+                pass  # the step's memory is free only after this block, whose traceback holds it
             except RuntimeError as error:
                 cause = (str(error) or type(error).__name__).splitlines()[0]
                 log.warning("the GPU failed (%s): going on with the CPU", cause)
@@ -113,22 +121,22 @@ class Segmenter:
         if self.device != cpu:
             network = self.weights.network(cpu, compute_dtype(cpu))
         step = slices_per_step(cpu, self.budget_mib, frame[0] * frame[1])
-        return segment(network, hu, statistics_hu, step, **how)
+        return segment_with(network, slices_per_step=step)
 
 
 def segment(
-    network: torch.nn.Module,
+    network: DeepLabV3Plus,
     hu: np.ndarray,
     statistics_hu: tuple[float, float],
     slices_per_step: int,
     frame_px: int = 512,
-    on_step: OnStep = _unheard,
+    on_step: OnStep = _ignore,
     slices_per_slab: int = 1,
 ) -> np.ndarray:
     """Labels of a volume, slab by slab, of each the part where the body is.
 
     Args:
-        network: A DeepLabV3Plus in evaluation mode; its parameters tell the device and dtype to work in.
+        network: In evaluation mode; its parameters tell the device and dtype to work in.
         hu: int16 (z, y, x).
         statistics_hu: Mean and standard deviation of the clipped volume.
         slices_per_step: Slabs on the device at a time.
@@ -156,17 +164,17 @@ def segment(
     )
     with torch.inference_mode():
         for part, logits in slabs.per_slice(steps, slices_per_step):
-            body_labels[part] = decide(logits)[centre].cpu().numpy()
+            body_labels[part] = labels_from_logits(logits)[centre].cpu().numpy()
             on_step(part.stop)
     return labels
 
 
 def _quarter_logits(
-    network: torch.nn.Module,
+    network: DeepLabV3Plus,
     hu: np.ndarray,
     statistics_hu: tuple[float, float],
     framed: tuple[int, int],
-    centre: tuple[slice, ...],
+    centre: tuple[EllipsisType, slice, slice],
 ) -> torch.Tensor:
     """Of one step, its slices at the centre of a frame of air."""
     parameter = next(network.parameters())
@@ -176,5 +184,5 @@ def _quarter_logits(
     images = normalise(frames, *statistics_hu).to(parameter.dtype, memory_format=torch.channels_last)
     logits = network.quarter_logits(images)
     if logits.dtype == torch.float16 and not logits.sum(dtype=torch.float32).isfinite():
-        raise RuntimeError("the logits overflow float16")  # argmax of NaN would be a mask like any other
+        raise RuntimeError("the logits overflow float16")  # argmax of NaN would look like any mask
     return logits

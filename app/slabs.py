@@ -27,7 +27,7 @@ class Slabs:
         slices: In a slab; a volume of fewer is one slab.
     """
 
-    def __init__(self, hu: np.ndarray, slices: int):
+    def __init__(self, hu: np.ndarray, slices: int) -> None:
         self._hu, self._slices = hu, min(slices, len(hu))
         self._starts = [*range(0, len(hu) - self._slices, self._slices), len(hu) - self._slices]
         self._centres = np.array(self._starts) + (self._slices - 1) / 2
@@ -66,7 +66,7 @@ class Slabs:
 
 def _interpolated(logits: Tensor, positions: np.ndarray) -> Tensor:
     below = np.floor(positions).astype(np.int64)
-    if (positions == below).all():  # slabs of one slice, above all: nothing to compute
+    if (positions == below).all():  # true for slabs of one slice: nothing to interpolate
         return logits[below]
     above = np.minimum(below + 1, len(logits) - 1)
     share = torch.tensor(positions - below, dtype=torch.float32, device=logits.device)

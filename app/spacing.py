@@ -15,7 +15,7 @@ _WIDEST_MM = 1000.0  # bores measure up to 900 mm
 _NARROWEST_MM = 100.0  # a limb or a child; narrower slices are cut out of wider ones
 _PIXEL_MM = (0.2, 5.0)  # 512 pixels over 100 mm; resampled for a coarse network
 _SLICE_MM = (0.1, 60.0)  # scans thinned out for training have a slice every 50 mm
-_POWERS = (10, 100, 1000, 0.1, 0.01, 0.001)  # cm, metres and microns among them
+_POWERS = (10, 100, 1000, 0.1, 0.01, 0.001)  # cm, metres and microns, and slips of the decimal point
 
 
 def checked_spacing(geometry: Geometry) -> tuple[Geometry, tuple[str, ...]]:

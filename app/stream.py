@@ -9,7 +9,7 @@ from typing import BinaryIO
 from app.errors import InputError
 
 _CHUNK_BYTES = 1 << 15  # bytes read at a time; deflate makes at most 33 MB of one
-WBITS = {"gzip": 31, "zlib": 47}  # zlib's words; 47 also takes gzip, as MetaIO does
+WBITS = {"gzip": 31, "zlib": 47}  # zlib's codes; 47 takes gzip too, as MetaIO does
 
 
 def chunks_of(file: BinaryIO | FileIO, digest: "hashlib._Hash") -> Iterator[bytes]:
@@ -27,7 +27,7 @@ def inflated(chunks: Iterator[bytes], compression: str, warnings: list[str]) -> 
     """
     garbage = f"bytes behind the end of the {compression} stream are ignored"
     inflater = zlib.decompressobj(WBITS[compression])
-    whole_members, begun, fresh = 0, False, True  # of the present member: has bytes; has given none
+    whole_members, begun, fresh = 0, False, True  # of the member that is being read: bytes came; none came out
     for data in chunks:
         while data:
             try:
@@ -81,13 +81,15 @@ class Stream:
         return done
 
     def skip(self, size: int) -> None:
+        """Pass over so many bytes, or over all that is left."""
         while size > 0 and (self._chunk or self._next()):
             part = min(size, len(self._chunk))
             self._chunk = self._chunk[part:]
             size -= part
 
     def rest(self) -> Iterator[bytes]:
-        yield self._chunk
+        """All that is left, in chunks."""
+        yield bytes(self._chunk)
         yield from self._chunks
 
     def _next(self) -> bool:

@@ -82,7 +82,7 @@ def parse_metaimage(raw: bytes) -> Header:
     return _header(
         sizes=sizes[:3],
         dtype=fields.dtype("ElementType", _META_TYPES, "big" if big_endian else "little"),
-        axes=np.reshape(axes, (n, n))[:3, :3].T,  # the file has one direction after the other
+        axes=np.reshape(axes, (n, n))[:3, :3].T,  # the file lists one direction after the other
         spacing=fields.numbers_of("ElementSpacing", "ElementSize", count=n)[:3],
         origin=fields.numbers_of("Offset", "Position", "Origin", default=[0] * n, count=n)[:3],
         to_ras=LPS_TO_RAS,
@@ -170,7 +170,7 @@ class _Fields:
         values = self.numbers(name)
         if [len(values)] != self.numbers(dimension_name):
             raise InputError(f"its header's {name} and {dimension_name} contradict each other")
-        if any(value != value // 1 or not 1 <= value < 2**15 for value in values):  # 2**15: of a NIfTI mask
+        if any(value != value // 1 or not 1 <= value < 2**15 for value in values):  # the mask has sizes of int16
             raise InputError(f"the header declares a size of {self.text(name)[:60]}")
         others = [value for axis, value in enumerate(values) if axis not in spatial]
         if len(values) - len(others) != 3 or len(values) > 7 or max(others, default=1) > 1:

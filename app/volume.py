@@ -1,10 +1,9 @@
 """From a CT file of any orientation to int16 HU (z, y, x).
 
-Files are read with numpy and zlib alone. SimpleITK returns pixels from truncated and bit-flipped
-.nii.gz without a word, makes float32 of a sloped uint8 file, refuses directions that are not quite
-orthonormal, and takes a second to import. Here every length and
-checksum is verified, the header's sizes are checked before memory is taken, and voxels go block by
-block to where they belong in the reoriented array: the peak is the int16 volume and one block.
+Files are read with numpy and zlib alone. SimpleITK returns pixels from truncated and bit-flipped .nii.gz without an
+error, makes float32 of a sloped uint8 file, refuses directions that are not quite orthonormal, and takes a second to
+import. Here every length and checksum is verified, the header's sizes are checked before memory is taken, and voxels
+go block by block to where they belong in the reoriented array: the peak is the int16 volume and one block.
 """
 
 import contextlib
@@ -35,8 +34,8 @@ _PARSERS = {
     ".nrrd": (parse_nrrd, LONGEST_HEADER),
 }
 _DEFLATE_RATIO = 1032  # no deflate stream holds more bytes than this per byte of its own
-_TAIL_BYTES = 512  # that some writers leave behind the last voxel, whatever they hold
-_ZEROS_BYTES = 8 << 20  # longest tail of zeros: a file filled up to blocks of up to 4 MiB, not a swollen one
+_TAIL_BYTES = 512  # some writers leave a few bytes of any content behind the last voxel
+_ZEROS_BYTES = 8 << 20  # longest tail of zeros: some writers fill a file up to blocks of up to 4 MiB
 
 
 @dataclass
@@ -84,7 +83,7 @@ def read_volume(path: Path) -> Volume:
         cause = "not enough memory for its voxels"
     except ValueError as error:  # a name with a zero byte
         cause = str(error)
-    raise InputError(f"{str(path)!r}: {cause}")  # quoted: on one line, whatever is in the name
+    raise InputError(f"{str(path)!r}: {cause}")  # `repr` keeps a name with a line break on one line
 
 
 def _read(path: Path) -> Volume:
@@ -127,7 +126,7 @@ def _format(path: Path) -> tuple[Callable[[bytes], Header], int]:
     for suffix in SUFFIXES:
         if name.endswith(suffix):
             return _PARSERS[suffix]
-    path.stat()  # a missing file is missing, whatever its name
+    path.stat()  # raises where the file is missing, which matters more than its name
     if path.is_dir():
         raise InputError("a folder, not a file")
     for suffix, advice in REFUSED.items():

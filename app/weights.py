@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from app.fuse import fuse
 from app.labels import ORGANS
@@ -17,7 +16,7 @@ from app.network import OUTPUT_STRIDE, DeepLabV3Plus
 from app.preprocess import WINDOW_HU
 
 FORMAT = 1
-SLICE_MM = 3.0  # of files that do not say, the shipped one among them: half of its training slices were 3 mm thick
+SLICE_MM = 3.0  # of files that do not say. The shipped one does not: half of its training slices were 3 mm thick
 CLASSES = ("Background", *(organ.abbreviation for organ in ORGANS))
 
 
@@ -45,12 +44,13 @@ class Weights:
     slice_mm: float
     switched_off: tuple[int, ...]
 
-    def network(self, device: torch.device, dtype: torch.dtype) -> nn.Module:
+    def network(self, device: torch.device, dtype: torch.dtype) -> DeepLabV3Plus:
         """The network, fused, in evaluation mode, channels last, on the device."""
-        with torch.device("meta"):  # no time lost on an initialisation that is overwritten
+        with torch.device("meta"):  # an initialisation would be overwritten, and takes time
             network = DeepLabV3Plus()
         network.load_state_dict({name: value.float() for name, value in self.state.items()}, assign=True)
-        return fuse(network.eval(), device).to(device, dtype, memory_format=torch.channels_last)
+        fused = fuse(network.eval(), device)
+        return fused.to(device, dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's gap
 
 
 def load_weights(path: Path) -> Weights:
@@ -93,8 +93,8 @@ def load_weights(path: Path) -> Weights:
         raise
     except KeyError as error:
         raise WeightsError(f"{path}: not a weights file of this program (it has no {error})") from None
-    except Exception as error:  # a file of any content: pickle, zip and type errors alike
-        # torch's first sentence: what follows is advice to load it without `weights_only`.
+    except Exception as error:  # noqa: BLE001  # a file of any content: pickle, zip and type errors alike
+        # Only torch's first sentence: the next ones advise to load the file without `weights_only`.
         cause = (str(error) or type(error).__name__).splitlines()[0].partition(". ")[0].rstrip(":")
         raise WeightsError(f"{path}: not a weights file of this program ({cause})") from None
     return weights

@@ -22,9 +22,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from app.__main__ import WEIGHTS
 from app.device import slices_per_step
 from app.inference import segment_volume
+from app.options import WEIGHTS
 from app.segment import segment
 from app.volume import read_volume
 from app.weights import load_weights

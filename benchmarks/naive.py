@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from app.__main__ import WEIGHTS
+from app.options import WEIGHTS
 
 
 def segment_file(ct: Path, mask: Path, weights: Path, device: str = "cpu") -> dict:

@@ -12,9 +12,9 @@ import torch
 from torch.utils.benchmark import Timer
 from torch.utils.flop_counter import FlopCounterMode
 
-from app.__main__ import WEIGHTS
 from app.fuse import fold_batch_norm, fuse
 from app.network import DeepLabV3Plus
+from app.options import WEIGHTS
 from app.weights import load_weights
 from benchmarks.machine import dtypes, provenance, result_path
 from training.results import write

@@ -11,7 +11,7 @@ import statistics
 import tempfile
 from pathlib import Path
 
-from app.__main__ import WEIGHTS
+from app.options import WEIGHTS
 from benchmarks.machine import provenance, result_path
 from benchmarks.process import run_app
 from benchmarks.scan import EXAMPLE, make_scan

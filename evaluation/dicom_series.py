@@ -88,7 +88,7 @@ def _ct_header(file: Path) -> pydicom.Dataset | None:
         list(header)  # decodes every element, and so finds the damaged ones
         is_ct = header.SOPClassUID in (CTImageStorage, *MULTIFRAME_CLASSES)
         return header if is_ct and "LOCALIZER" not in (header.get("ImageType") or ()) else None
-    except Exception:  # pydicom raises every kind
+    except Exception:  # noqa: BLE001  # pydicom raises every kind
         return None
 
 
@@ -160,5 +160,5 @@ def _corners_mm(images: list[pydicom.Dataset]) -> np.ndarray:
                 for frame in range(1, image.get("NumberOfFrames", 1) + 1)
             ]
         )
-    except Exception:  # of the kind that the missing or damaged attribute brings
+    except Exception:  # noqa: BLE001  # of the kind that the missing or damaged attribute brings
         raise SeriesError("an image has no position, orientation or pixel spacing") from None

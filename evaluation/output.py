@@ -1,4 +1,4 @@
-"""What evaluation gives out: lines for a person, and whole files, whatever file names are in them.
+r"""What evaluation gives out: lines for a person, and whole files, whatever file names are in them.
 
 A name may hold bytes that are not text (Python keeps them as lone surrogates) or letters that the terminal's
 encoding lacks: both are written out, as in "\\udcb8".

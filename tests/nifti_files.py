@@ -7,6 +7,8 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
+from app.maskfile import write_mask
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 CT_DIR = Path(os.environ.get("FLARE22_CT_DIR", REPOSITORY.parent / "shared" / "ct"))
 REAL_SCANS = sorted(CT_DIR.glob("*labelled/images/*.nii.gz"))
@@ -27,6 +29,14 @@ def save(path, array=ARRAY, affine=AFFINE, order="<", sform=1, qform=1):
 
 def labels_of(hu):
     return (hu % 14).astype(np.uint8)
+
+
+def mask_on(volume, folder, array=ARRAY) -> nib.Nifti1Image:
+    """The volume's mask, written and read back; its voxels lie on those of the CT's file."""
+    write_mask(labels_of(volume.hu), volume.geometry, folder / "mask.nii.gz")
+    mask = nib.load(folder / "mask.nii.gz")
+    assert np.array_equal(mask.dataobj, labels_of(array))
+    return mask
 
 
 def patch_header(path, code, at, *values):

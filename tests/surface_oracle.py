@@ -22,7 +22,7 @@ def slow_dice(prediction, truth):
 
 
 def organizers_scores(prediction, truth, spacing_mm, labels, minimum_dsc=0.2):
-    """label -> (DSC, NSD) of (x, y, z) labels; fails, as theirs, if aorta, IVC or esophagus lie on one slice."""
+    """Label -> (DSC, NSD) of (x, y, z) labels; fails, as theirs, if aorta, IVC or esophagus lie on one slice."""
     tolerances_mm = [5, 3, 3, 5, 2, 2, 2, 2, 2, 3, 5, 7, 3]
     scores = {}
     for label in labels:

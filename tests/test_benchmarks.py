@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from app.__main__ import WEIGHTS, main
+from app.__main__ import main
 from app.body import body_box
+from app.options import WEIGHTS
 from app.weights import load_weights
 from benchmarks import cold_case, memory, naive, network, plot, process, scaling, scan
 from benchmarks.machine import cpu_flags, dtypes, result_path

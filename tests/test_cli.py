@@ -3,7 +3,6 @@
 import contextlib
 import csv
 import fcntl
-import gzip
 import json
 import os
 import pty
@@ -18,14 +17,15 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 
-import app.__main__ as module
+from app import __version__
 from app.__main__ import main
 from app.ct import read_ct
-from app.labels import ORGANS
+from app.record import RunRecord
+from app.weights import Weights
 from tests.scans import mask_array, save_ct, save_weights, smooth_hu
 
-LABELS = {organ.abbreviation: organ.label for organ in ORGANS}
 ROOT = Path(__file__).resolve().parents[1]
 QUALITY = re.compile(r": (look|implausible): ")
 DATED = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d (INFO|WARNING|ERROR) ")
@@ -93,17 +93,13 @@ def test_the_same_run_gives_the_same_masks_and_logs_of_its_own(folders, run_app)
     inputs, outputs = folders
     contents = []
     for _ in range(2):
-        assert run_app("--inputs", inputs / "a_0000.nii.gz", "--outputs", outputs, "--quiet").status == 0
+        outcome = run_app("--inputs", inputs / "a_0000.nii.gz", "--outputs", outputs, "--quiet")
+        assert (outcome.status, messages(outcome.stderr)) == (0, [])
         contents.append((outputs / "a.nii.gz").read_bytes())
     assert contents[0] == contents[1]
     first, second = records(outputs)
     assert statuses(first) == statuses(second) == {"a": "done"}
     assert len(list(outputs.glob("logs/*/monitor.csv"))) == 2
-
-
-def test_quiet_says_nothing_when_all_is_well(folders, run_app):
-    outcome = run_app("--inputs", folders[0], "--outputs", folders[1], "--quiet")
-    assert (outcome.status, messages(outcome.stderr)) == (0, [])
 
 
 def test_quality_of_each_mask(folders, run_app):
@@ -119,29 +115,8 @@ def test_quality_of_each_mask(folders, run_app):
         f"{case['input']}: implausible: {'; '.join(case['quality']['reasons'])}" for case in done.values()
     ]
     with next(outputs.glob("logs/*/volumes.csv")).open(newline="") as file:
-        rows = [*csv.DictReader(file)]
-    assert [(row["case"], row["organ"]) for row in rows] == [(c, organ) for c in "abc" for organ in done[c]["organs"]]
-    for row in rows:
-        organ = done[row["case"]]["organs"][row["organ"]]
-        assert row["quality"] == "implausible"
-        cells = [row[name] for name in ("ml", "mean_hu", "sd_hu", "first_slice", "last_slice")]
-        assert cells == ["" if organ[name] is None else str(organ[name]) for name in list(row)[2:7]]
-        if organ["voxels"]:
-            values = read_ct(inputs / f"{row['case']}_0000.nii.gz").hu.T[
-                mask_array(outputs / f"{row['case']}.nii.gz") == LABELS[row["organ"]]
-            ]
-            assert float(row["mean_hu"]) == pytest.approx(values.mean(), abs=0.051)
-            assert float(row["sd_hu"]) == pytest.approx(values.std(), abs=0.051)
-        else:
-            assert cells == ["0.0", "", "", "", ""]
-
-
-def test_a_preview_of_each_mask(folders, run_app):
-    inputs, outputs = folders
-    assert run_app("--inputs", inputs / "a_0000.nii.gz", inputs / "b_0000.nii.gz", "--outputs", outputs,
-                   "--preview").status == 0  # fmt: skip
-    assert [path.name for path in sorted(outputs.rglob("*.png"))] == ["a.png", "b.png"]
-    assert masks(outputs) == ["a.nii.gz", "b.nii.gz"]
+        rows = [(row["case"], row["organ"], row["quality"]) for row in csv.DictReader(file)]
+    assert rows == [(case, organ, "implausible") for case in "abc" for organ in done[case]["organs"]]
 
 
 def test_shards(folders, run_app):
@@ -150,21 +125,18 @@ def test_shards(folders, run_app):
     assert masks(outputs) == ["b.nii.gz"]
     assert run_app("--inputs", inputs, "--outputs", outputs, "--shard", "0/2").status == 0
     assert masks(outputs) == ["a.nii.gz", "b.nii.gz", "c.nii.gz"]
+    assert "0 done, 0 failed" in run_app("--inputs", inputs, "--outputs", outputs, "--shard", "3/4").stderr
 
 
-def test_a_shard_with_nothing_to_do(folders, run_app):
-    inputs, outputs = folders
-    outcome = run_app("--inputs", inputs, "--outputs", outputs, "--shard", "3/4")
-    assert outcome.status == 0
-    assert "0 done, 0 failed, 0 skipped" in outcome.stderr
-
-
-def test_help(run_app, capfd):
-    with pytest.raises(SystemExit) as leaving:
-        main(["--help"])
-    assert leaving.value.code == 0
+@pytest.mark.parametrize("asked", ["--help", "--version"])
+def test_help_and_version(asked, capfd):
+    with pytest.raises(SystemExit, match=r"^0$"):
+        main([asked])
     out, err = capfd.readouterr()
     assert err == ""
+    if asked == "--version":
+        assert out == f"{__version__}\n"
+        return
     assert "(default: /workspace/inputs)" in " ".join(out.split())
     assert "PosixPath" not in out
     assert "Exit status: 0 all done; 1 some case failed" in out
@@ -174,7 +146,7 @@ def test_help(run_app, capfd):
 
 
 def bad_files(folder):
-    """name -> what its message must say"""
+    """Name -> what its message must say"""
     whole = (folder / "a_0000.nii.gz").read_bytes()
     (folder / "cut_0000.nii.gz").write_bytes(whole[: len(whole) // 2])
     flipped = bytearray(whole)
@@ -222,19 +194,13 @@ def test_bad_files_among_good_ones(folders, run_app):
     assert re.match(r"3 done, 10 failed, 0 skipped", said[-1])
 
 
-def test_a_bad_file_alone_with_quiet(folders, run_app):
+def test_quiet_gives_an_error_in_one_line_and_debug_a_traceback(folders, run_app):
     inputs, outputs = folders
     (inputs / "bad.nii").touch()
     outcome = run_app("--inputs", inputs / "bad.nii", "--outputs", outputs, "--quiet")
-    assert outcome.status == 1
     error, summary = messages(outcome.stderr)
     assert error == f"'{inputs / 'bad.nii'}': an empty file"
     assert summary.startswith("0 done, 1 failed, 0 skipped")
-
-
-def test_debug_gives_a_traceback(folders, run_app):
-    inputs, outputs = folders
-    (inputs / "bad.nii").touch()
     outcome = run_app("--inputs", inputs / "bad.nii", "--outputs", outputs, "--debug")
     assert outcome.status == 1
     assert "Traceback (most recent call last):" in outcome.stderr
@@ -292,7 +258,7 @@ def test_inputs_that_vanish_or_change_while_the_run_goes_on(folders, run_app, mo
             save_ct(inputs / "c_0000.nii.gz", smooth_hu(seed=9))
         return volume
 
-    monkeypatch.setattr(module, "read_ct", read_and_change)
+    monkeypatch.setattr("app.run.read_ct", read_and_change)
     outcome = run_app("--inputs", inputs, "--outputs", outputs)
     assert outcome.status == 1
     (record,) = records(outputs)
@@ -339,36 +305,11 @@ def test_wrong_use_is_said_and_nothing_is_done(folders, run_app, tmp_path, argum
     assert sorted(tmp_path.rglob("*.nii.gz")) == [inputs / f"{name}_0000.nii.gz" for name in "abc"]
 
 
-def test_cuda_that_cannot_be_used_is_wrong_use(folders, run_app, monkeypatch):
-    from app import device
-
-    monkeypatch.setattr(device, "_cuda_problem", lambda: "the driver is too old")
-    outcome = run_app("--inputs", folders[0], "--outputs", folders[1], "--device", "cuda")
-    assert outcome.status == 2
-    assert messages(outcome.stderr) == ["--device cuda: the driver is too old"]
-    assert masks(folders[1]) == []
-    assert records(folders[1])[0]["exit_status"] == 2
-
-
-def test_a_card_that_cannot_be_used_is_a_warning_and_the_cpu_goes_on(folders, run_app, monkeypatch):
-    from app import device
-
-    monkeypatch.setattr(device, "_cuda_problem", lambda: "the driver is too old")
-    monkeypatch.setattr(device, "_has_nvidia_card", lambda: True)
-    outcome = run_app("--inputs", folders[0] / "a_0000.nii.gz", "--outputs", folders[1], "--device", "auto", "--quiet")
-    assert outcome.status == 0
-    (warning,) = messages(outcome.stderr)
-    assert warning == "THE GPU IS NOT USED: the driver is too old. Going on, slower, on the CPU."
-    assert records(folders[1])[0]["cases"][0]["device"] == "cpu"
-
-
 @pytest.mark.parametrize("asked", ["auto", "cuda"])
-def test_a_card_without_room_for_the_network(folders, run_app, monkeypatch, asked):
-    import torch
-
-    from app import device, segment
-    from app.weights import Weights
-
+@pytest.mark.parametrize("problem", ["the driver is too old", "the network does not fit the GPU's free memory"])
+def test_a_card_that_cannot_be_used(folders, run_app, monkeypatch, asked, problem):
+    """Where it was asked for that is wrong use, else a warning."""
+    inputs, outputs = folders
     network = Weights.network
 
     def full(self, place, dtype):
@@ -376,23 +317,21 @@ def test_a_card_without_room_for_the_network(folders, run_app, monkeypatch, aske
             raise torch.OutOfMemoryError("CUDA out of memory")
         return network(self, place, dtype)
 
-    monkeypatch.setattr(device, "_cuda_problem", lambda: None)
-    monkeypatch.setattr(segment, "limit_memory", lambda place, budget_mib: None)
+    monkeypatch.setattr("app.device._cuda_problem", lambda: problem if "driver" in problem else None)
+    monkeypatch.setattr("app.device._has_nvidia_card", lambda: True)
+    monkeypatch.setattr("app.segment.limit_memory", lambda place, budget_mib: None)
     monkeypatch.setattr(Weights, "network", full)
-    outcome = run_app("--inputs", folders[0] / "a_0000.nii.gz", "--outputs", folders[1], "--device", asked, "--quiet")
-    (message,) = messages(outcome.stderr)
-    problem = "the network does not fit the GPU's free memory"
+    outcome = run_app("--inputs", inputs / "a_0000.nii.gz", "--outputs", outputs, "--device", asked, "--quiet")
+    (message,), (record,) = messages(outcome.stderr), records(outputs)
+    assert record["exit_status"] == outcome.status
     if asked == "cuda":
-        assert (outcome.status, message) == (2, f"--device cuda: {problem}")
+        assert (outcome.status, message, masks(outputs)) == (2, f"--device cuda: {problem}", [])
     else:
         assert (outcome.status, message) == (0, f"THE GPU IS NOT USED: {problem}. Going on, slower, on the CPU.")
-        (record,) = records(folders[1])
         assert record["cases"][0]["device"] == "cpu" and record["dtype"] in ("bfloat16", "float32")
 
 
 def test_threads_of_the_user_are_not_exceeded(folders, run_app):
-    import torch
-
     assert run_app("--inputs", folders[0] / "a_0000.nii.gz", "--outputs", folders[1]).status == 0
     assert records(folders[1])[0]["threads"] == torch.get_num_threads() == int(os.environ["OMP_NUM_THREADS"])
 
@@ -426,15 +365,24 @@ def test_resume_does_what_is_not_done(folders, run_app, tmp_path):
 
     assert resume("--weights", save_weights(tmp_path / "other.pt", seed=1)) == dict.fromkeys("abc", "done")
     assert resume() == dict.fromkeys("abc", "done")  # the masks are the other weights' now
+    for path in outputs.glob("logs/*/run.json"):
+        path.unlink()
+    assert resume() == dict.fromkeys("abc", "done")  # nothing says what the masks were made from
 
 
-def test_a_mask_without_a_record_is_made_again(folders, run_app):
+def test_masks_are_replaced_atomically_and_only_by_masks(folders, run_app):
     inputs, outputs = folders
-    assert run_app("--inputs", inputs, "--outputs", outputs).status == 0
-    (folder,) = (outputs / "logs").iterdir()
-    (folder / "run.json").unlink()
-    assert run_app("--inputs", inputs, "--outputs", outputs, "--resume").status == 0
-    assert statuses(records(outputs)[-1]) == dict.fromkeys("abc", "done")
+    outputs.mkdir()
+    (inputs / "bad_0000.nii.gz").touch()
+    for name in ("a.nii.gz", "bad.nii.gz", ".mask-0123456789abcdef.partial"):  # the last one is a killed run's
+        (outputs / name).write_bytes(b"older")
+    with (outputs / "a.nii.gz").open("rb") as held:
+        assert run_app("--inputs", inputs, "--outputs", outputs).status == 1
+        assert held.read() == b"older"  # a reader of the old one is not disturbed
+    assert mask_array(outputs / "a.nii.gz").shape == (64, 64, 3)
+    assert (outputs / "bad.nii.gz").read_bytes() == b"older"
+    assert masks(outputs) == [f"{name}.nii.gz" for name in ("a", "b", "bad", "c")]
+    assert [path.name for path in outputs.iterdir() if path.name.startswith(".")] == []
 
 
 def test_every_slice_of_a_thin_scan_where_it_is_asked_for(tmp_path, run_app):
@@ -449,33 +397,6 @@ def test_every_slice_of_a_thin_scan_where_it_is_asked_for(tmp_path, run_app):
     assert list(made) == [("done", 3), ("done", 1), ("skipped", None)]
     of_slabs, of_slices, _ = made.values()
     assert not np.array_equal(of_slabs, of_slices)
-
-
-def test_without_resume_masks_are_replaced_atomically(folders, run_app):
-    inputs, outputs = folders
-    outputs.mkdir()
-    (outputs / "a.nii.gz").write_bytes(b"an older mask")
-    with (outputs / "a.nii.gz").open("rb") as held:
-        assert run_app("--inputs", inputs / "a_0000.nii.gz", "--outputs", outputs).status == 0
-        assert held.read() == b"an older mask"  # a reader of the old one is not disturbed
-    assert mask_array(outputs / "a.nii.gz").shape == (64, 64, 3)
-
-
-def test_a_failed_case_leaves_an_older_mask_alone(folders, run_app):
-    inputs, outputs = folders
-    outputs.mkdir()
-    (outputs / "bad.nii.gz").write_bytes(b"an older mask")
-    (inputs / "bad_0000.nii.gz").touch()
-    assert run_app("--inputs", inputs / "bad_0000.nii.gz", "--outputs", outputs).status == 1
-    assert (outputs / "bad.nii.gz").read_bytes() == b"an older mask"
-
-
-def test_what_a_killed_run_left_is_cleared_away(folders, run_app):
-    inputs, outputs = folders
-    outputs.mkdir()
-    (outputs / ".mask-0123456789abcdef.partial").write_bytes(b"half a mask")
-    assert run_app("--inputs", inputs / "a_0000.nii.gz", "--outputs", outputs).status == 0
-    assert [path.name for path in outputs.iterdir() if path.name.startswith(".")] == []
 
 
 # Disks
@@ -569,7 +490,7 @@ def wait_for(condition, seconds=60):
 
 def assert_stopped_well(outputs, status):
     """Whole masks, a true record, a closed monitor. Returns the cases that the record calls done."""
-    whole = [path for path in outputs.glob("*.nii.gz") if mask_array(path).shape == (64, 64, 60)]
+    whole = [path for path in outputs.glob("*.nii.gz") if mask_array(path).shape == (64, 64, 16)]
     assert 0 < len(whole) < 8
     assert masks(outputs) == sorted(path.name for path in whole)  # no half-written one, no temporary
     (record,) = records(outputs)
@@ -587,7 +508,7 @@ def assert_stopped_well(outputs, status):
 
 
 def test_sigterm_in_the_midst_and_resume(tmp_path, weights_path, run_app):
-    inputs, outputs = many(tmp_path / "in", 8, 60), tmp_path / "out"
+    inputs, outputs = many(tmp_path / "in", 8, 16), tmp_path / "out"
     run = command("--inputs", inputs, "--outputs", outputs, "--monitor-interval-s", "0.05", weights=weights_path)
     with subprocess.Popen(run, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
         wait_for((outputs / "case1.nii.gz").exists)
@@ -603,7 +524,7 @@ def test_sigterm_in_the_midst_and_resume(tmp_path, weights_path, run_app):
 
 
 def test_ctrl_c_on_a_terminal(tmp_path, weights_path):
-    inputs, outputs = many(tmp_path / "in", 8, 60), tmp_path / "out"
+    inputs, outputs = many(tmp_path / "in", 8, 16), tmp_path / "out"
     master, slave = pty.openpty()
     process = subprocess.Popen(
         command("--inputs", inputs, "--outputs", outputs, weights=weights_path),
@@ -636,7 +557,7 @@ def test_ctrl_c_on_a_terminal(tmp_path, weights_path):
     assert_stopped_well(outputs, 130)
     text = shown.decode()
     assert re.search(r"\r\x1b\[K\[1/8\] \.{24}  0:00:\d\d  reading", text)
-    assert re.search(r"\r\x1b\[K\[2/8\] #+\.+  0:00:\d\d  slice \d+/60  case1", text)
+    assert re.search(r"\r\x1b\[K\[2/8\] #+\.+  0:00:\d\d  slice \d+/16  case1", text)
     assert "Traceback" not in text
     assert DATED.sub("", text.replace("\r\n", "\n").rsplit("\r\x1b[K", 1)[1]).strip() == "stopped by Ctrl-C"
 
@@ -662,14 +583,14 @@ def test_sigterm_does_not_wait_for_a_ct_that_is_still_being_read(tmp_path, weigh
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_at_the_very_end_changes_nothing(folders, run_app, monkeypatch, number):
     inputs, outputs = folders
-    write = module.RunRecord.write
+    write = RunRecord.write
 
     def signalled(record):
         if record.content["exit_status"] is not None:
             os.kill(os.getpid(), number)
         return write(record)
 
-    monkeypatch.setattr(module.RunRecord, "write", signalled)
+    monkeypatch.setattr(RunRecord, "write", signalled)
     assert run_app("--inputs", inputs, "--outputs", outputs).status == 0
     assert records(outputs)[0]["exit_status"] == 0
 
@@ -701,11 +622,3 @@ def test_two_runs_on_one_outputs_folder(tmp_path, weights_path):
         assert run.returncode == 0
     assert masks(outputs) == ["case0.nii.gz", "case1.nii.gz"]
     assert [record["exit_status"] for record in records(outputs)] == [0, 0]
-
-
-def test_a_gzip_of_several_members_is_read(folders, run_app):
-    inputs, outputs = folders
-    raw = gzip.decompress((inputs / "a_0000.nii.gz").read_bytes())
-    (inputs / "d_0000.nii.gz").write_bytes(gzip.compress(raw[:1000]) + gzip.compress(raw[1000:]))
-    assert run_app("--inputs", inputs / "a_0000.nii.gz", inputs / "d_0000.nii.gz", "--outputs", outputs).status == 0
-    assert (outputs / "a.nii.gz").read_bytes() == (outputs / "d.nii.gz").read_bytes()

@@ -27,6 +27,7 @@ def test_a_study_and_an_image_side_by_side(tmp_path, run_app):
     assert outcome.status == 0, outcome.stderr
     assert f"{inputs}; passed over, no slices of an axial CT: 5 MR" in outcome.stderr
     assert sorted(path.name for path in outputs.glob("*.nii.gz")) == ["image.nii.gz", "study.nii.gz"]
+    assert sorted(path.name for path in outputs.rglob("*.png")) == ["image.png", "study.png"]
 
     mask = nib.load(outputs / "study.nii.gz")
     corner = pydicom.dcmread(files[0])  # the first slice's first pixel: the last row from below

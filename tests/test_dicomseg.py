@@ -206,7 +206,7 @@ def test_the_masks_axes_may_have_any_order_and_direction(tmp_path):
 
 
 def test_dcmqi_reads_back_the_mask_with_names_and_colours(tmp_path):
-    """dcmqi is what 3D Slicer reads segmentations with."""
+    """3D Slicer reads segmentations with dcmqi."""
     reader = program("segimage2itkimage")
     series = SERIES["oblique"]
     series.write(tmp_path / "dicom")

@@ -26,8 +26,8 @@ import app.gdcm
 from app.dicomseries import find_series, series_sha256
 from app.dicomvolume import read_series
 from app.errors import InputError
-from app.maskfile import write_mask
 from tests.dicom_series import AXIAL, CORONAL, ORIGIN_MM, SAGITTAL, SPACING_MM, Series, distinct_hu
+from tests.nifti_files import mask_on
 
 TOOLS = Path(sys.executable).parent  # dcm2niix and gdcmconv come with their Python packages
 PRONE, FEET_FIRST = ((-1, 0, 0), (0, -1, 0)), ((-1, 0, 0), (0, 1, 0))
@@ -64,11 +64,6 @@ def file_order(volume) -> np.ndarray:
     return volume.geometry.in_file_order(volume.hu).T
 
 
-def written(volume, folder) -> nib.Nifti1Image:
-    write_mask((volume.hu % 14).astype(np.uint8), volume.geometry, folder / "mask.nii.gz")
-    return nib.load(folder / "mask.nii.gz")
-
-
 # Geometry
 
 
@@ -84,7 +79,7 @@ def test_a_series_lies_as_dcm2niix_lays_it(tmp_path, orientation, order, multifr
     subprocess.run(command, check=True, capture_output=True)
     expected = nib.load(tmp_path / "ct.nii")
     assert np.array_equal(file_order(volume), np.asarray(expected.dataobj))
-    mask = written(volume, tmp_path)
+    mask = mask_on(volume, tmp_path, file_order(volume))
     np.testing.assert_allclose(mask.affine, expected.affine, atol=1e-4)
     by_itk = sitk.ReadImage(tmp_path / "mask.nii.gz"), sitk.ReadImage(tmp_path / "ct.nii")
     assert np.allclose(by_itk[0].GetOrigin(), by_itk[1].GetOrigin(), atol=1e-4)
@@ -96,8 +91,8 @@ def test_every_voxel_lies_where_its_image_says(tmp_path):
     """Against the equation of PS3.3, C.7.6.2.1.1, image by image; each voxel has a value of its own."""
     series = Series(orientation=OBLIQUE, tilt_degrees=12)
     files = series.write(tmp_path / "in")
-    mask = written(volume := read(files), tmp_path)
-    stored = file_order(volume)
+    stored = file_order(volume := read(files))
+    mask = mask_on(volume, tmp_path, stored)
     for path in files:
         image = pydicom.dcmread(path)
         row, column = np.reshape(image.ImageOrientationPatient, (2, 3)).astype(float)
@@ -114,7 +109,7 @@ def test_gantry_tilt_shears_the_mask_and_is_told(tmp_path):
     volume = read(Series(tilt_degrees=15).write(tmp_path / "in"))
     assert volume.warnings == ("gantry tilt of 15.0 degrees: the mask is sheared as the slices are (sform)",)
     assert volume.geometry.voxel_ml == pytest.approx(np.prod(SPACING_MM) / 1000)
-    mask = written(volume, tmp_path)
+    mask = mask_on(volume, tmp_path, file_order(volume))
     step = mask.affine[:3, 2]
     np.testing.assert_allclose(step, [0, -5 * np.tan(np.radians(15)), 5], atol=1e-4)
     assert mask.header["qform_code"] == 0
@@ -324,7 +319,7 @@ def test_plain_encodings(tmp_path, syntax):
 @pytest.mark.parametrize("multiframe", [False, True])
 @pytest.mark.parametrize("codec", ["jpeg", "j2k", "jpegls", "rle"])
 def test_compressed_series(tmp_path, codec, multiframe):
-    series = Series(hu=distinct_hu(3))
+    series = Series(hu=distinct_hu(2))
     files = [series.write_multiframe(tmp_path / "in" / "x")] if multiframe else series.write(tmp_path / "in")
     expected = read(files).hu
     for path in files:
@@ -371,17 +366,10 @@ def test_the_checksum_is_of_the_files_whatever_they_are_called(tmp_path):
 def test_a_file_that_changes_or_goes_is_refused(tmp_path, monkeypatch):
     files = Series().write(tmp_path / "in")
     (series,), _ = find_series(files)
-    inner = os.fstat
-
-    def touch_first(descriptor):
-        os.utime(files[2], ns=(1, 1))
-        return inner(descriptor)
-
-    real = read_series(series)
-    monkeypatch.setattr(os, "fstat", touch_first)
+    inner, real = os.fstat, read_series(series)
+    states = iter(range(2, 10**6))
+    monkeypatch.setattr(os, "fstat", lambda d: (os.utime(files[2], ns=(next(states),) * 2), inner(d))[1])
     with pytest.raises(InputError, match=f"'{files[2].name}': the file changed while it was read"):
-        states = iter(range(2, 10**6))
-        monkeypatch.setattr(os, "fstat", lambda d: (os.utime(files[2], ns=(next(states),) * 2), inner(d))[1])
         read_series(series)
     monkeypatch.undo()
     assert np.array_equal(read_series(series).hu, real.hu)

@@ -68,20 +68,16 @@ def test_a_link_is_replaced_not_followed(tmp_path, scan):
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("change", "name", "message"),
     [
-        (lambda mask: mask.astype(np.int16), "got int16"),
-        (lambda mask: mask[1:], "must be uint8"),
+        (lambda mask: mask.astype(np.int16), "m.nii.gz", "got int16"),
+        (lambda mask: mask[1:], "m.nii.gz", "must be uint8"),
+        (lambda mask: mask, "m.nii", r"must end in \.nii\.gz"),
     ],
 )
-def test_a_wrong_mask_is_a_value_error(tmp_path, scan, change, message):
+def test_a_wrong_mask_is_a_value_error(tmp_path, scan, change, name, message):
     with pytest.raises(ValueError, match=message):
-        write_mask(change(scan[0]), scan[1], tmp_path / "m.nii.gz")
-
-
-def test_a_mask_is_always_nii_gz(tmp_path, scan):
-    with pytest.raises(ValueError, match=r"must end in \.nii\.gz"):
-        write_mask(*scan, tmp_path / "m.nii")
+        write_mask(change(scan[0]), scan[1], tmp_path / name)
 
 
 def test_no_pattern_finds_a_half_written_mask(tmp_path, scan, monkeypatch):

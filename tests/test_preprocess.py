@@ -18,12 +18,11 @@ def test_the_window_is_the_papers():
 
 @settings(deadline=None)
 @given(
-    arrays.arrays(np.int16, arrays.array_shapes(min_dims=1, max_dims=4, max_side=6)),
-    st.sampled_from([(-100, 1000), (-1000, 1000), (0, 1), (-5, 300)]),
+    arrays.arrays(np.int16, arrays.array_shapes(min_dims=1, max_dims=4, max_side=6), elements=st.integers(-300, 1200))
 )
-def test_statistics_are_those_of_the_clipped_volume(hu, window_hu):
-    clipped = np.clip(hu.astype(np.float64), *window_hu)
-    mean, std = clipped_statistics(hu, window_hu)
+def test_statistics_are_those_of_the_clipped_volume(hu):
+    clipped = np.clip(hu.astype(np.float64), -100, 1000)
+    mean, std = clipped_statistics(hu)
     assert mean == pytest.approx(clipped.mean(), rel=1e-12, abs=1e-9)
     assert std == pytest.approx(clipped.std() if clipped.std() > 1e-9 else 1.0, rel=1e-9)
 

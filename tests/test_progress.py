@@ -48,6 +48,13 @@ def terminal(monkeypatch):
     os.close(master)
 
 
+def halfway(progress):
+    progress.reading()
+    progress.start("a")
+    progress.slices(1, 2)
+    return progress
+
+
 def set_columns(descriptor, columns):
     fcntl.ioctl(descriptor, termios.TIOCSWINSZ, struct.pack("4H", 24, columns, 0, 0))
 
@@ -83,13 +90,11 @@ def test_hours_run_on(terminal):
 
 
 def test_log_lines_clear_the_bar_first(terminal):
-    progress = Progress(1, quiet=False)
-    progress.start("a")
-    progress.slices(1, 2)
+    progress = halfway(Progress(1, quiet=False))
     logging.getLogger("app").warning("look")
     progress.slices(2, 2)
     progress.clear()
-    bar, line, bar_again, cleared = terminal().split(REDRAW)[1:]
+    _, bar, line, bar_again, cleared = terminal().split(REDRAW)[1:]
     assert "slice 1/2" in bar
     assert re.fullmatch(DATED.pattern + "look\n", line)
     assert "slice 2/2" in bar_again
@@ -107,18 +112,13 @@ def test_the_bar_never_wraps(terminal, columns):
 
 def test_a_dumb_terminal_gets_lines(terminal, monkeypatch):
     monkeypatch.setenv("TERM", "dumb")
-    progress = Progress(1, quiet=False)
-    progress.start("a")
-    progress.slices(1, 2)
+    halfway(Progress(1, quiet=False))
     logging.getLogger("app").info("done")
     assert re.fullmatch(DATED.pattern + "done\n", terminal())
 
 
 def test_quiet_on_a_terminal(terminal):
-    progress = Progress(1, quiet=True)
-    progress.reading()
-    progress.start("a")
-    progress.slices(1, 2)
+    progress = halfway(Progress(1, quiet=True))
     logging.getLogger("app").info("done")
     progress.clear()
     assert terminal() == ""
@@ -127,10 +127,7 @@ def test_quiet_on_a_terminal(terminal):
 
 
 def test_elsewhere_dated_lines_alone(capsys):
-    progress = Progress(2, quiet=False)
-    progress.reading()
-    progress.start("a")
-    progress.slices(1, 2)
+    progress = halfway(Progress(2, quiet=False))
     logging.getLogger("app.segment").info("one")
     logging.getLogger("app").error("two")
     progress.clear()

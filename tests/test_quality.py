@@ -1,8 +1,5 @@
 """What a mask is worth: a patient built of boxes, in which each rule finds its fault and no other; real scans."""
 
-import os
-from pathlib import Path
-
 import numpy as np
 import pytest
 
@@ -11,8 +8,8 @@ from app.measure import measure_organs
 from app.quality import IMPLAUSIBLE, LOOK, OK, Quality, assess
 from app.volume import read_volume
 from evaluation.masks import read_mask
+from tests.nifti_files import CT_DIR
 
-CT_DIR = Path(os.environ.get("FLARE22_CT_DIR", Path(__file__).resolve().parents[2] / "shared" / "ct"))
 LABEL = {organ.name: organ.label for organ in ORGANS}
 SPACING_MM = (5.0, 4.0, 4.0)
 SHAPE = (60, 60, 100)  # (z, y, x): 300 mm long, the body 216 x 320 mm

@@ -69,15 +69,11 @@ SHAPES = [
 
 
 @pytest.mark.parametrize(("shape", "new_shape"), SHAPES)
-def test_hu_as_simpleitk_resamples_linearly(shape, new_shape):
+def test_hu_as_simpleitk_resamples_linearly_and_labels_to_the_nearest(shape, new_shape):
     hu = smooth_hu(shape)
     resampled = resample_in_plane(hu, new_shape, order=1)
     assert resampled.dtype == np.int16
     assert np.abs(resampled.astype(int) - by_simpleitk(hu, new_shape, sitk.sitkLinear)).max() <= 1
-
-
-@pytest.mark.parametrize(("shape", "new_shape"), SHAPES)
-def test_labels_as_simpleitk_resamples_to_the_nearest(shape, new_shape):
     labels = np.random.default_rng(0).integers(0, 14, shape).astype(np.uint8)
     resampled = resample_in_plane(labels, new_shape, order=0)
     assert resampled.dtype == np.uint8

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from app.inference import segment_volume
-from app.postprocess import clean, decide
+from app.postprocess import labels_from_logits, remove_small_components
 from app.preprocess import clipped_statistics
 from app.segment import Segmenter, segment
 from app.slabs import Slabs, slices_per_slab
@@ -71,16 +71,16 @@ def labels_in_one_go(network, hu, slices):
 
 @pytest.mark.parametrize("slices", [1, 2, 3, 5, 20])
 @pytest.mark.parametrize("depth", [1, 2, 3, 7, 10])
-@pytest.mark.parametrize("step", [1, 2, 8])
-def test_as_in_one_go(depth, slices, step):
+def test_as_in_one_go(depth, slices):
     hu = smooth_hu((depth, 64, 64), seed=depth)
     network = random_network()
     expected, close = labels_in_one_go(network, hu, slices)
-    labels = segment(network, hu, STATISTICS, step, 64, slices_per_slab=slices)
-    assert labels.dtype == np.uint8
     assert close.mean() < 0.01
-    assert np.array_equal(labels[~close], expected[~close])
-    assert len(np.unique(labels)) > 2
+    for step in (1, 2, 8):
+        labels = segment(network, hu, STATISTICS, step, 64, slices_per_slab=slices)
+        assert labels.dtype == np.uint8
+        assert np.array_equal(labels[~close], expected[~close])
+        assert len(np.unique(labels)) > 2
 
 
 class Ramp(nn.Module):
@@ -100,13 +100,6 @@ class Ramp(nn.Module):
 
 def ramp(values):
     return np.repeat(np.array(values, np.int16), 256).reshape(-1, 16, 16)
-
-
-@pytest.mark.parametrize("slices", range(1, 9))
-@pytest.mark.parametrize("depth", range(1, 12))
-def test_a_constant_volume_is_constant(depth, slices):
-    labels = segment(Ramp(), ramp([25] * depth), (0.0, 1.0), 3, 16, slices_per_slab=slices)
-    assert (labels == 5).all()
 
 
 def test_each_slab_is_seen_once():
@@ -187,7 +180,7 @@ def test_thin_slices_are_averaged_and_their_statistics_are_the_scans():
     assert segmenter.slices == [segmentation.slices_per_slab] == [3]
     assert segmentation.statistics_hu == clipped_statistics(HU)
     expected = segment(segmenter.network, HU, clipped_statistics(HU), 2, 64, slices_per_slab=3)
-    clean(expected)
+    remove_small_components(expected)
     assert np.array_equal(segmentation.labels, expected)
 
 
@@ -200,8 +193,8 @@ def test_every_slice_by_itself_is_the_plain_path(spacing_mm, every_slice):
         mean_hu, std_hu = clipped_statistics(HU)
         images = (torch.from_numpy(HU)[:, None].float().clamp(-100, 1000) - mean_hu) / std_hu
         logits = [segmenter.network.quarter_logits(images[z : z + 2]) for z in range(0, 8, 2)]  # a step of the CPU's
-    expected = decide(torch.cat(logits)).numpy()
-    clean(expected)
+    expected = labels_from_logits(torch.cat(logits)).numpy()
+    remove_small_components(expected)
     assert np.array_equal(segmentation.labels, expected)
     assert not np.array_equal(expected, Recorder().segment_volume(HU, THIN_MM).labels)
 
@@ -223,6 +216,6 @@ def test_given_statistics_and_smallest_region_are_used():
     options = {"statistics_hu": STATISTICS, "min_region_px": 200}
     segmentation = segment_volume(segment_slices, HU, (5.0, 0.75, 0.75), (0.5, 1.0), 3.0, **options)
     expected = segment(network, HU, STATISTICS, 2, 64)
-    clean(expected, 200)
+    remove_small_components(expected, 200)
     assert segmentation.statistics_hu == STATISTICS
     assert np.array_equal(segmentation.labels, expected)

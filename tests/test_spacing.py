@@ -12,9 +12,8 @@ from hypothesis import strategies as st
 from app.ct import read_ct
 from app.errors import InputError
 from app.geometry import Geometry
-from app.maskfile import write_mask
 from app.spacing import checked_spacing
-from tests.nifti_files import REAL_SCANS, labels_of, patch_header
+from tests.nifti_files import REAL_SCANS, mask_on, patch_header
 from tests.scans import save_ct, smooth_hu
 
 EVERY_REAL_SCAN = sorted(REAL_SCANS[0].parents[2].glob("*/images/*.nii.gz")) if REAL_SCANS else []
@@ -126,9 +125,7 @@ def test_a_file_in_another_unit(tmp_path, kind):
     (warning,) = volume.warnings
     assert warning.endswith("is no person's: voxels of 1.5 x 1.6 x 5 mm are assumed")
 
-    write_mask(labels_of(volume.hu), volume.geometry, tmp_path / "mask.nii.gz")
-    mask = nib.load(tmp_path / "mask.nii.gz")
-    assert np.array_equal(mask.dataobj, labels_of(np.asarray(nib.load(ct).dataobj)))
+    mask = mask_on(volume, tmp_path, nib.load(ct).get_fdata())
     assert np.array_equal(mask.affine, nib.load(ct).affine)  # on the CT, as other programs see it
     by_itk, ct_by_itk = sitk.ReadImage(tmp_path / "mask.nii.gz"), sitk.ReadImage(ct)
     assert by_itk.GetSpacing() == ct_by_itk.GetSpacing()

@@ -10,6 +10,8 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from app import __version__
+
 ROOT = Path(__file__).resolve().parents[1]
 LOCKS = {path.stem.removeprefix("torch-"): path for path in sorted((ROOT / "locks").glob("*.txt"))}
 IMAGE = {"python_version": "3.11", "python_full_version": "3.11.2", "sys_platform": "linux"}
@@ -52,6 +54,12 @@ def test_the_default_build_is_the_one_of_requirements_txt():
     (version,) = re.findall(r"^ARG TORCH_VERSION=(.*)$", (ROOT / "Dockerfile").read_text(), re.M)
     assert version == wanted()["torch"]
     assert f"{version}+cpu" in LOCKS
+
+
+def test_the_image_and_the_changelog_have_the_version_of_the_program():
+    (label,) = re.findall(r'image\.version="(.*)"', (ROOT / "Dockerfile").read_text())
+    latest = re.findall(r"^## (.*)$", (ROOT / "CHANGELOG.md").read_text(), re.M)[0]
+    assert label == latest == __version__
 
 
 def test_the_drivers_table_has_the_cuda_generation_of_each_lock():

@@ -93,8 +93,8 @@ def test_what_float16_cannot_hold_is_an_error(path, tmp_path):
     checkpoint.save(state, tmp_path / "checkpoint.pt")
     with pytest.raises(ValueError, match=r"trunk\.stem"):
         export.export(tmp_path / "checkpoint.pt")
+    torch.save({"format": 1}, tmp_path / "w.pt")
     with pytest.raises(ValueError, match="not a checkpoint"):
-        torch.save({"format": 1}, tmp_path / "w.pt")
         export.export(tmp_path / "w.pt")
 
 

@@ -66,7 +66,7 @@ def shift(x_mm):
 
 
 @pytest.mark.parametrize(
-    "change, message",
+    ("change", "message"),
     [
         (
             lambda data, affine: (np.where(np.indices(data.shape).sum(0) == 0, 17, data), affine),

@@ -29,7 +29,7 @@ from app.maskfile import write_mask
 from app.volume import read_volume
 from app.voxels import NO_NUMBER
 from tests.hostile import flip_bits, hostile_files, metaimage_bytes, nifti_bytes, nrrd_bytes
-from tests.nifti_files import AFFINE, ARRAY, REAL_SCANS, REPOSITORY, VOLUME, labels_of, patch_header, save
+from tests.nifti_files import AFFINE, ARRAY, REAL_SCANS, REPOSITORY, VOLUME, labels_of, mask_on, patch_header, save
 
 ORIENTATIONS = list(itertools.product(itertools.permutations(range(3)), itertools.product((1, -1), repeat=3)))
 
@@ -65,10 +65,7 @@ def test_every_axis_orientation_there_and_back(tmp_path, permutation, signs):
     assert volume.geometry.spacing_mm == tuple(map(float, oriented.header.get_zooms()[::-1]))
     assert volume.geometry.voxel_ml == pytest.approx(0.5 * 0.75 * 2.5 / 1000)
 
-    write_mask(labels_of(volume.hu), volume.geometry, tmp_path / "mask.nii.gz")
-    mask = nib.load(tmp_path / "mask.nii.gz")
-    assert np.array_equal(mask.dataobj, labels_of(ARRAY))  # laid on the CT, voxel by voxel
-    assert np.array_equal(mask.affine, nib.load(ct).affine)
+    assert np.array_equal(mask_on(volume, tmp_path).affine, nib.load(ct).affine)
     by_itk, ct_by_itk = sitk.ReadImage(tmp_path / "mask.nii.gz"), sitk.ReadImage(ct)
     assert by_itk.GetDirection() == ct_by_itk.GetDirection()
     assert by_itk.GetOrigin() == ct_by_itk.GetOrigin()
@@ -95,10 +92,7 @@ def test_oblique_scans_come_out_as_itk_and_nibabel_have_them(tmp_path, seed, mir
     volume = read_volume(ct)
     assert np.array_equal(volume.hu, canonical(ct))
     assert np.array_equal(volume.hu, dicom_oriented(ct))
-    write_mask(labels_of(volume.hu), volume.geometry, tmp_path / "mask.nii.gz")
-    mask = nib.load(tmp_path / "mask.nii.gz")
-    assert np.array_equal(mask.dataobj, labels_of(ARRAY))
-    assert np.array_equal(mask.affine, nib.load(ct).affine)
+    assert np.array_equal(mask_on(volume, tmp_path).affine, nib.load(ct).affine)
 
 
 def test_a_sheared_direction_is_read_with_a_warning(tmp_path):
@@ -108,8 +102,7 @@ def test_a_sheared_direction_is_read_with_a_warning(tmp_path):
     volume = read_volume(ct)
     assert volume.warnings == ("its axes are not at right angles: the nearest ones are used",)
     assert np.array_equal(volume.hu, canonical(ct))
-    write_mask(labels_of(volume.hu), volume.geometry, tmp_path / "mask.nii.gz")
-    assert np.array_equal(nib.load(tmp_path / "mask.nii.gz").affine, nib.load(ct).affine)
+    assert np.array_equal(mask_on(volume, tmp_path).affine, nib.load(ct).affine)
 
 
 def test_without_orientation_it_is_read_as_itk_reads_it(tmp_path):
@@ -132,14 +125,11 @@ def test_the_mask_keeps_the_geometry_fields_exactly(tmp_path):
     nib.save(image, tmp_path / "ct.nii.gz")
     volume = read_volume(tmp_path / "ct.nii.gz")
     assert np.array_equal(volume.hu, VOLUME)
-    write_mask(labels_of(volume.hu), volume.geometry, tmp_path / "mask.nii.gz")
-    before, mask = nib.load(tmp_path / "ct.nii.gz").header, nib.load(tmp_path / "mask.nii.gz")
-    after = mask.header
+    before, after = nib.load(tmp_path / "ct.nii.gz").header, mask_on(volume, tmp_path).header
     same = set(before.keys()) - {"datatype", "bitpix", "cal_max", "cal_min"}
     for field in same - {"scl_slope", "scl_inter", "vox_offset"}:
         assert before[field].tobytes() == after[field].tobytes(), field
     assert (float(after["cal_max"]), len(after.extensions)) == (0, 0)
-    assert np.array_equal(mask.dataobj, labels_of(ARRAY))
 
 
 def affine_by_itk(path):
@@ -155,17 +145,11 @@ TURNED = oriented_affine((2, 0, 1), (-1, 1, -1))
 SROW, PIXDIM, CODES, QUATERNION = 280, 80, 252, 256  # bytes before fields of NIfTI-1
 ODD = {  # name: (warning, fields (type, offset, values))
     "zero sform": ("sform is singular", ("12f", SROW, np.zeros(12))),
-    "sform of NaN": ("sform is singular", ("f", SROW, [np.nan])),
     "qform of NaN": ("qform is singular", ("f", QUATERNION, [np.nan])),
     "negative spacing": ("not positive", ("3f", PIXDIM, [0.5, -0.75, 2.5])),
     "no spacing": ("not positive", ("3f", PIXDIM, [0, 0, 0])),
-    "no spacing, no qform": ("not positive", ("3f", PIXDIM, [0, 1, 1]), ("2h", CODES, [0, 1])),
-    "odd sform code": ("sform_code 7", ("2h", CODES, [0, 7])),
     "odd qform code": ("qform_code 7", ("2h", CODES, [7, 0])),
     "odd codes": ("qform_code 9 .* the sform is used", ("2h", CODES, [9, 1])),
-    "size of the header": ("sizeof_hdr 0", ("i", 0, [0])),
-    "bitpix": ("bitpix 0", ("h", 72, [0])),
-    "intercept": ("scl_inter is nan", ("2f", 112, [1, np.nan])),
     "vox_offset 0": ("at byte 352", ("f", 108, [0])),
     "vox_offset 348": ("at byte 352", ("f", 108, [348])),
     "vox_offset NaN": ("at byte 352", ("f", 108, [np.nan])),
@@ -191,9 +175,7 @@ def test_odd_headers_are_read_and_the_mask_lies_in_the_true_place(tmp_path, kind
     assert any(re.search(warning, said) for said in volume.warnings)
     assert np.array_equal(volume.hu, canonical(true))
     assert volume.geometry.spacing_mm == pytest.approx((2.5, 0.75, 0.5))
-    write_mask(labels_of(volume.hu), volume.geometry, tmp_path / "mask.nii.gz")
-    mask = nib.load(tmp_path / "mask.nii.gz")
-    assert np.array_equal(mask.dataobj, labels_of(ARRAY))
+    mask = mask_on(volume, tmp_path)
     np.testing.assert_allclose(mask.affine, TURNED, atol=1e-5)
     np.testing.assert_allclose(affine_by_itk(tmp_path / "mask.nii.gz"), TURNED, atol=1e-5)
 
@@ -227,19 +209,10 @@ def test_nifti_2_is_read_and_its_mask_is_nifti_1(tmp_path, suffix, order):
     assert volume.warnings == ()
     assert np.array_equal(volume.hu, canonical(tmp_path / f"ct{suffix}"))
     assert volume.geometry.spacing_mm == (2.5, 0.75, 0.5)
-    write_mask(labels_of(volume.hu), volume.geometry, tmp_path / "mask.nii.gz")
-    mask = nib.load(tmp_path / "mask.nii.gz")
+    mask = mask_on(volume, tmp_path)
     assert isinstance(mask, nib.Nifti1Image) and not isinstance(mask, nib.Nifti2Image)
-    assert np.array_equal(mask.dataobj, labels_of(ARRAY))
     assert np.array_equal(mask.affine, TURNED)
     np.testing.assert_allclose(affine_by_itk(tmp_path / "mask.nii.gz"), TURNED, atol=1e-6)
-
-
-def test_a_scaled_nifti_2_of_floats(tmp_path):
-    image = nib.Nifti2Image(ARRAY.astype(np.float64) / 3, AFFINE)
-    image.header.set_slope_inter(2, -7)
-    nib.save(image, tmp_path / "ct.nii")
-    assert np.array_equal(read_volume(tmp_path / "ct.nii").hu, np.rint(canonical(tmp_path / "ct.nii")))
 
 
 @pytest.mark.parametrize("behind", [(1,), (1, 1), (1, 1, 1, 1), (0,)])
@@ -248,9 +221,7 @@ def test_a_mask_has_three_dimensions(tmp_path, behind):
     patch_header(ct, "<8h", 40, 3 + len(behind), *ARRAY.shape, *behind, *[1] * (4 - len(behind)))
     volume = read_volume(ct)
     assert np.array_equal(volume.hu, VOLUME)
-    write_mask(labels_of(volume.hu), volume.geometry, tmp_path / "mask.nii.gz")
-    mask = nib.load(tmp_path / "mask.nii.gz")
-    assert np.array_equal(mask.dataobj, labels_of(ARRAY))
+    mask = mask_on(volume, tmp_path)
     assert mask.header["dim"].tolist() == [3, 5, 6, 7, 1, 1, 1, 1]
     assert sitk.ReadImage(tmp_path / "mask.nii.gz").GetSize() == (5, 6, 7)
 
@@ -263,8 +234,7 @@ def test_odd_sizes_in_blocks_of_rows_or_slices(tmp_path, monkeypatch, shape, blo
     ct = save(tmp_path / "ct.nii.gz", array, oriented_affine((2, 0, 1), (-1, 1, -1)))
     volume = read_volume(ct)
     assert np.array_equal(volume.hu, canonical(ct))
-    write_mask(labels_of(volume.hu), volume.geometry, tmp_path / "mask.nii.gz")
-    assert np.array_equal(nib.load(tmp_path / "mask.nii.gz").dataobj, labels_of(array))
+    mask_on(volume, tmp_path, array)
 
 
 # Values
@@ -393,28 +363,16 @@ def test_a_tail_of_zeros_or_a_short_one_is_ignored(tmp_path, name, tail):
 
 @pytest.mark.parametrize("name", ["ct.nii", "ct.nii.gz"])
 @pytest.mark.parametrize(
-    "tail",
-    [b"x" * 513, bytes(512) + b"x", bytes(MEGABYTE) + b"x", bytes(8 * MEGABYTE + 1)],
-    ids=["letters", "letter", "late letter", "9 MB"],
-)
-def test_a_longer_tail_is_refused(tmp_path, name, tail):
+    ("lost", "tail"),
+    [(0, b"x" * 513), (0, bytes(512) + b"x"), (0, bytes(MEGABYTE) + b"x"), (0, b"x" + bytes(MEGABYTE)),
+     (0, bytes(8 * MEGABYTE + 1)), (100, bytes(5000))],
+    ids=["letters", "letter", "late letter", "early letter", "8 MB", "in place of voxels"],
+)  # fmt: skip
+def test_a_longer_tail_is_refused(tmp_path, name, lost, tail):
     pack = gzip.compress if name.endswith(".gz") else bytes
-    (tmp_path / name).write_bytes(pack(nifti_bytes(VOLUME) + tail))
+    whole = nifti_bytes(VOLUME)
+    (tmp_path / name).write_bytes(pack(whole[: len(whole) - lost] + tail))
     with pytest.raises(InputError, match="its header declares"):
-        read_volume(tmp_path / name)
-
-
-def test_zeros_behind_other_bytes_are_no_tail_of_zeros(tmp_path):
-    (tmp_path / "ct.nii.gz").write_bytes(gzip.compress(nifti_bytes(VOLUME) + b"x") + gzip.compress(bytes(MEGABYTE)))
-    with pytest.raises(InputError, match="it holds more voxels than its header declares"):
-        read_volume(tmp_path / "ct.nii.gz")
-
-
-@pytest.mark.parametrize("name", ["ct.nii", "ct.nii.gz"])
-def test_zeros_in_place_of_a_lost_end_are_no_tail(tmp_path, name):
-    pack = gzip.compress if name.endswith(".gz") else bytes
-    (tmp_path / name).write_bytes(pack(nifti_bytes(VOLUME)[:-100] + bytes(5000)))
-    with pytest.raises(InputError, match="it holds more voxels than its header declares"):
         read_volume(tmp_path / name)
 
 
@@ -440,7 +398,6 @@ def lying_nifti(shape, dtype=np.int16):
 
 BAD = {  # name: (file name, bytes, what the message says)
     "empty": ("x.nii.gz", b"", "an empty file"),
-    "empty plain": ("x.nii", b"", "an empty file"),
     "text": ("x.nii.gz", b"<html>404 not found</html>", r"damaged gzip stream \(incorrect header check\)"),
     "text plain": ("x.nii", b"<html>404 not found</html>", r"not a NIfTI file \(it starts with 3c 68 74 6d\)"),
     "text in gzip": ("x.nii.gz", gzip.compress(b"hello, world" * 99), "not a NIfTI file"),
@@ -458,22 +415,11 @@ BAD = {  # name: (file name, bytes, what the message says)
         gzip.compress(lying_nifti(shape=(32767,) * 3, dtype=np.float64)),
         "can hold compressed",
     ),
-    "2-D": ("x.nii.gz", gzip.compress(lying_nifti(shape=(5, 6))), "2-D image"),
-    "4-D": ("x.nii.gz", gzip.compress(lying_nifti(shape=(5, 6, 7, 2))), "4-D image"),
-    "RGB": ("x.nii", lying_nifti(shape=(5, 6, 7), dtype="RGB"), "type RGB"),
-    "complex": ("x.nii", lying_nifti(shape=(5, 6, 7), dtype=np.complex64), "type complex64"),
-    "half a nifti-2 header": ("x.nii", nib.Nifti2Header().binaryblock[:500], "ends after 500 bytes"),
     "no voxels, nor where": ("x.nii", nifti_bytes(VOLUME)[:344] + b"ni1\0", "but 0 bytes follow it: truncated?"),
-    "size 1 in the middle": ("x.nii.gz", gzip.compress(lying_nifti(shape=(5, 6, 1, 7))), "5 x 6 x 1 x 7"),
     "pair": ("x.hdr", nifti_bytes(VOLUME), "two files: convert it"),
-    "pair's voxels": ("x.img.gz", b"x", "two files: convert it"),
-    "mhd": ("x.mhd", metaimage_bytes(VOLUME), "two files: convert it"),
-    "nhdr": ("x.nhdr", nrrd_bytes(VOLUME), "two files: convert it"),
     "dicom": ("x.dcm", b"x", r"unknown kind of file: \.nii\.gz, \.nii, \.mha, \.nrrd and DICOM are read"),
     "no suffix": ("x", b"x", "unknown kind of file"),
     "mha elsewhere": ("x.mha", metaimage_bytes(VOLUME, ElementDataFile="/etc/passwd"), "lie in another file"),
-    "mha list": ("x.mha", metaimage_bytes(VOLUME, ElementDataFile="LIST"), "lie in another file"),
-    "mha not": ("x.mha", b"hello", "not a MetaImage"),
     "mha short": ("x.mha", metaimage_bytes(VOLUME)[:-1], "truncated?"),
     "mha long": ("x.mha", metaimage_bytes(VOLUME) + b"x" * 600, "holds more voxels"),
     "mha zlib short": ("x.mha", metaimage_bytes(VOLUME, True)[:-1], "truncated: its zlib stream has no end"),
@@ -557,20 +503,6 @@ def test_what_is_no_file_is_refused_in_one_line(tmp_path):
         str(error.value).encode()  # can be printed
 
 
-def test_a_file_without_permission_is_refused(tmp_path):
-    save(tmp_path / "ct.nii.gz").chmod(0)
-    tmp_path.chmod(0o755)
-    code = (
-        "import os, sys; from app.errors import InputError; from app.volume import read_volume\n"
-        "os.chdir(sys.argv[1])\n"
-        "if os.getuid() == 0: os.setgroups([]); os.setgid(65534); os.setuid(65534)\n"
-        "try: read_volume('ct.nii.gz')\n"
-        "except InputError as error: print(error)"
-    )
-    result = subprocess.run([sys.executable, "-c", code, tmp_path], cwd=REPOSITORY, capture_output=True, text=True)
-    assert result.stdout == "'ct.nii.gz': Permission denied\n", result.stderr
-
-
 def test_more_voxels_than_memory_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "_memory_bytes", lambda: 2 * ARRAY.size - 1)
     with pytest.raises(InputError, match="5 x 6 x 7 voxels: more than the memory of this machine"):
@@ -638,36 +570,23 @@ def test_itk_formats_in_any_orientation(tmp_path, suffix, compressed, permutatio
 @pytest.mark.parametrize(
     "kind", [f"{kind}{bits}" for kind in ("UInt", "Int") for bits in (8, 16, 32, 64)] + ["Float32", "Float64"]
 )
-def test_itk_formats_of_any_type(tmp_path, suffix, kind):
+def test_itk_formats_of_any_type_and_byte_order(tmp_path, suffix, kind):
     array = np.array([0, 1, 2, 100, 120, 127]).reshape(1, 2, 3)
     image = sitk.Cast(sitk.GetImageFromArray(array), getattr(sitk, f"sitk{kind}"))
     image.SetDirection([-1, 0, 0, 0, -1, 0, 0, 0, 1])
     sitk.WriteImage(image, tmp_path / f"ct{suffix}")
     assert np.array_equal(read_volume(tmp_path / f"ct{suffix}").hu, array)
-
-
-def test_itk_formats_in_big_endian(tmp_path):
-    raw = nrrd_bytes(VOLUME.astype(">i2"), endian="big")
-    (tmp_path / "ct.nrrd").write_bytes(raw)
-    (tmp_path / "ct.mha").write_bytes(metaimage_bytes(VOLUME.astype(">i2"), BinaryDataByteOrderMSB="True"))
-    for name in ("ct.nrrd", "ct.mha"):
-        assert np.array_equal(read_volume(tmp_path / name).hu, VOLUME)
+    big, path = VOLUME.astype(">i2"), tmp_path / f"big{suffix}"
+    made = {".mha": (metaimage_bytes, {"BinaryDataByteOrderMSB": "True"}), ".nrrd": (nrrd_bytes, {"endian": "big"})}
+    make, fields = made[suffix]
+    path.write_bytes(make(big, **fields))
+    assert np.array_equal(read_volume(path).hu, VOLUME)
 
 
 @pytest.mark.parametrize("space", ["left-posterior-superior", "LPS", "RAS", "left-anterior-superior"])
 def test_nrrd_spaces(tmp_path, space):
     (tmp_path / "ct.nrrd").write_bytes(nrrd_bytes(VOLUME, space=space))
     assert np.array_equal(read_volume(tmp_path / "ct.nrrd").hu, dicom_oriented(tmp_path / "ct.nrrd"))
-
-
-def test_nrrd_without_space_is_read_as_itk_reads_it(tmp_path):
-    raw = nrrd_bytes(VOLUME, spacings="0.5 0.75 2")
-    for line in (b"space: ", b"space directions", b"space origin"):
-        raw = re.sub(line + rb"[^\n]*\n", b"", raw, count=1)
-    (tmp_path / "ct.nrrd").write_bytes(raw)
-    volume = read_volume(tmp_path / "ct.nrrd")
-    assert np.array_equal(volume.hu, dicom_oriented(tmp_path / "ct.nrrd"))
-    assert volume.geometry.spacing_mm == (2, 0.75, 0.5)
 
 
 ONE_VOLUME = {
@@ -695,23 +614,24 @@ def test_four_dimensions_with_one_volume(tmp_path, kind):
     assert np.array_equal(sitk.GetArrayFromImage(by_itk).reshape(VOLUME.shape), VOLUME)
     volume = read_volume(ct)
     assert np.array_equal(volume.hu, VOLUME)
-    write_mask(labels_of(volume.hu), volume.geometry, tmp_path / "mask.nii.gz")
-    assert np.array_equal(nib.load(tmp_path / "mask.nii.gz").dataobj, labels_of(ARRAY))
+    mask_on(volume, tmp_path)
     true = np.array([[0.5, 0, 0, -1], [0, 0.75, 0, -2], [0, 0, 2, 3], [0, 0, 0, 1]])
     np.testing.assert_allclose(affine_by_itk(tmp_path / "mask.nii.gz"), true, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["ct.mha", "ct.nrrd"])
-def test_a_negative_spacing_is_taken_as_itk_takes_it(tmp_path, name):
-    raw = metaimage_bytes(VOLUME, ElementSpacing="0.5 -0.75 2", Offset="1 2 3")
+@pytest.mark.parametrize("negative", [False, True])
+def test_a_nrrd_without_a_space_and_a_negative_spacing_are_taken_as_itk_takes_them(tmp_path, name, negative):
+    spacing = "0.5 -0.75 2" if negative else "0.5 0.75 2"
+    raw = metaimage_bytes(VOLUME, ElementSpacing=spacing, Offset="1 2 3")
     if name == "ct.nrrd":
-        raw = nrrd_bytes(VOLUME, spacings="0.5 -0.75 2")
+        raw = nrrd_bytes(VOLUME, spacings=spacing)
         for line in (b"space: ", b"space directions", b"space origin"):
             raw = re.sub(line + rb"[^\n]*\n", b"", raw, count=1)
     (tmp_path / name).write_bytes(raw)
     volume = read_volume(tmp_path / name)
-    (warning,) = volume.warnings
-    assert warning == "voxel spacing 0.5 x -0.75 x 2 is negative: the axis runs the other way, as ITK takes it"
+    warning = "voxel spacing 0.5 x -0.75 x 2 is negative: the axis runs the other way, as ITK takes it"
+    assert volume.warnings == (warning,) * negative
     assert np.array_equal(volume.hu, dicom_oriented(tmp_path / name))
     assert volume.geometry.spacing_mm == (2, 0.75, 0.5)
     write_mask(labels_of(volume.hu), volume.geometry, tmp_path / "mask.nii.gz")

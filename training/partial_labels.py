@@ -9,7 +9,7 @@ from scipy import ndimage
 
 from training.store import UNCERTAIN
 
-SOFT_TISSUE_HU = (-50, 250)
+ORGAN_HU = (-50, 250)  # between fat and the densest of contrast
 PANCREAS, DUODENUM = 4, 12
 # 98 % of the duodenum's voxels in 8 of FLARE22's label maps lie this near to the pancreas.
 NEAR_PANCREAS_MM = 35.0
@@ -31,7 +31,7 @@ def mark_uncertain(hu: np.ndarray, labels: np.ndarray, spacing_mm: tuple, annota
     missing = {organ for organ in range(1, 14) if organ not in annotated}
     if not missing:
         return labels
-    hidden = (labels == 0) & (hu > SOFT_TISSUE_HU[0]) & (hu < SOFT_TISSUE_HU[1])
+    hidden = (labels == 0) & (hu > ORGAN_HU[0]) & (hu < ORGAN_HU[1])
     if missing == {DUODENUM}:
         hidden &= _near(labels == PANCREAS, spacing_mm, NEAR_PANCREAS_MM)
     return np.where(hidden, np.uint8(UNCERTAIN), labels)

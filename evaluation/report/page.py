@@ -9,7 +9,7 @@ import numpy as np
 
 from app.labels import ORGANS
 from app.plausible import REFERENCES, WIDENING
-from app.preview import SOFT_TISSUE_HU
+from app.preview import DISPLAY_WINDOW_HU
 from evaluation import paper
 from evaluation.report.case import CaseReport
 from evaluation.report.curves import OTHER_STAGE, STAGE_COLOURS, curves, waiting_s
@@ -26,7 +26,7 @@ _TEMPLATES = jinja2.Environment(
 )
 _TEMPLATES.globals |= {
     "ERROR_COLOURS": ERROR_COLOURS, "FAIR": FAIR, "METRICS": METRICS, "ORGANS": ORGANS, "POOR": POOR,
-    "REFERENCES": REFERENCES, "SCALE_BAR_MM": SCALE_BAR_MM, "SOFT_TISSUE_HU": SOFT_TISSUE_HU,
+    "REFERENCES": REFERENCES, "SCALE_BAR_MM": SCALE_BAR_MM, "DISPLAY_WINDOW_HU": DISPLAY_WINDOW_HU,
     "TOLERANCES_MM": TOLERANCES_MM, "WIDENING": WIDENING, "paper": paper,
 }  # fmt: skip
 

@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
 from app.labels import COLOURS, ORGANS
-from app.preview import SOFT_TISSUE_HU, fill_organs, richest_slice
+from app.preview import DISPLAY_WINDOW_HU, fill_organs, richest_slice
 
 PLANES = ("axial", "coronal", "sagittal")  # across array axis 0, 1, 2
 TILE_PX = 200
@@ -90,7 +90,7 @@ class _View(NamedTuple):
 
     def grey(self, hu: np.ndarray) -> np.ndarray:
         """(rows, columns, 3) float32, 0..255, soft-tissue window."""
-        low, high = SOFT_TISSUE_HU
+        low, high = DISPLAY_WINDOW_HU
         plane = displayed(hu, self.axis, self.index).astype(np.float32)
         grey = (np.clip(self._sample(plane, 1, low), low, high) - low) * (255 / (high - low))
         return np.repeat(grey[..., None], 3, axis=2)

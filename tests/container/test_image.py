@@ -16,7 +16,8 @@ from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
 from packageurl import PackageURL
 
-from app.__main__ import WEIGHTS, main
+from app.__main__ import main
+from app.options import WEIGHTS
 from evaluation.efficiency import __main__ as efficiency
 from tests.container.sbom import bill_of_materials
 from tests.dicom_series import Series

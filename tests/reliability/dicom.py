@@ -157,7 +157,7 @@ def _read(folder: Path, expected: np.ndarray | None) -> str:
         if not message.startswith(f"{str(folder)!r}: ") or "\n" in message or "not enough memory" in message:
             return f"lost: its error is {message!r}"
         return "refused"
-    except BaseException as error:
+    except BaseException as error:  # noqa: BLE001  # whatever it is, it is a finding
         return f"lost: {type(error).__name__}: {error}"
     if expected is None:
         return "read, damage that cannot be told"

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from app.__main__ import WEIGHTS
+from app.options import WEIGHTS
 from app.weights import WeightsError, load_weights
 from tests.hostile import hostile_names
 from tests.reliability.runs import make_cases, masks

@@ -8,9 +8,9 @@ import nibabel as nib
 import numpy as np
 import torch
 
-from app.__main__ import WEIGHTS
 from app.cases import Case
 from app.monitor import ResourceMonitor
+from app.options import WEIGHTS
 from app.pipeline import segment_case
 from app.segment import Segmenter
 from app.volume import read_volume
