@@ -12,10 +12,10 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from app.options import WEIGHTS
 
 from app.device import CONTEXT_MIB, MIB, STEP_BYTES_PER_PX
 from app.gpu_memory import GpuMemory
+from app.options import WEIGHTS
 from app.segment import segment
 from app.weights import load_weights
 from benchmarks.machine import provenance, result_path
@@ -40,7 +40,7 @@ def cuda_meters() -> Meters:
     """
     try:
         card = GpuMemory(0)
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - NVML's own errors, or its package is missing
         raise SystemExit(f"benchmarks.memory: no NVIDIA card: {error}") from None
     cuda = torch.cuda
     return Meters(
