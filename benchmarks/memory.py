@@ -40,7 +40,7 @@ def cuda_meters() -> Meters:
     """
     try:
         card = GpuMemory(0)
-    except Exception as error:  # noqa: BLE001 - NVML's own errors, or the package is missing
+    except Exception as error:  # noqa: BLE001 - NVML's own errors, or its package is missing
         raise SystemExit(f"benchmarks.memory: no NVIDIA card: {error}") from None
     cuda = torch.cuda
     return Meters(

@@ -3,6 +3,7 @@
 import importlib
 import itertools
 import json
+import subprocess
 import sys
 
 import nibabel as nib
@@ -14,7 +15,7 @@ from app.__main__ import main
 from app.body import body_box
 from app.options import WEIGHTS
 from app.weights import load_weights
-from benchmarks import cold_case, naive, network, plot, process, scaling, scan
+from benchmarks import cold_case, memory, naive, network, plot, process, scaling, scan
 from benchmarks.machine import cpu_flags, dtypes, result_path
 from evaluation.tables.__main__ import make
 from tests.scans import mask_array, save_ct, smooth_hu
@@ -295,17 +296,73 @@ def test_plot_of_this_repository_is_up_to_date(tmp_path):
     assert (tmp_path / "scaling.svg").read_text() == plot.OUTPUT.read_text()
 
 
-def test_all_three_in_one_go(monkeypatch):
-    calls = []
-    module = importlib.import_module("benchmarks.__main__")
-    monkeypatch.setattr(module.subprocess, "run", lambda command, check: calls.append(command[1:]))
-    module.main(["--device", "cuda"])
-    names = ("cold_case", "scaling", "network")
-    assert calls == [["-m", f"benchmarks.{name}", "--device", "cuda", "--threads", "2"] for name in names]
-    assert all(importlib.util.find_spec(f"benchmarks.{name}") for name in names)
+class Runs:
+    """Stands in for subprocess.run: each command takes a minute of a clock of its own."""
+
+    def __init__(self, monkeypatch, failing=()):
+        self.module = importlib.import_module("benchmarks.__main__")
+        self.commands, self.now_s, self.failing = [], 0.0, failing
+        monkeypatch.setattr(self.module.subprocess, "run", self)
+        monkeypatch.setattr(self.module.time, "monotonic", lambda: self.now_s)
+
+    def __call__(self, command, timeout):
+        if timeout is not None and timeout < 60:
+            raise subprocess.TimeoutExpired(command, timeout)
+        self.now_s += 60
+        self.commands.append(command[2:])
+        return subprocess.CompletedProcess(command, command[2] in self.failing)
+
+    @property
+    def names(self):
+        return [command[0] for command in self.commands]
 
 
-@pytest.mark.parametrize("name", ["__main__", "cold_case", "network", "naive", "plot", "scaling"])
+def test_all_in_one_go(monkeypatch, capsys):
+    runs = Runs(monkeypatch, failing=["benchmarks.network"])
+    assert runs.module.main(["--device", "cuda"]) == 1
+    assert runs.names == [f"benchmarks.{name}" for name in ("memory", "cold_case", "network")] + [
+        "pytest", "benchmarks.scaling",
+    ]  # fmt: skip
+    assert runs.commands[1] == ["benchmarks.cold_case", "--device", "cuda", "--threads", "2"]
+    assert capsys.readouterr().err == "network: exit status 1\n"
+    on_cpu = Runs(monkeypatch)
+    assert on_cpu.module.main([]) == 0
+    assert on_cpu.names == ["benchmarks.cold_case", "benchmarks.network", "benchmarks.scaling"]
+
+
+def test_a_short_visit_names_what_it_did_not_reach(monkeypatch, capsys, tmp_path):
+    runs = Runs(monkeypatch)
+    assert runs.module.main(["--device", "cuda", "--minutes", "2.5", "--results", str(tmp_path)]) == 1
+    assert runs.names == ["benchmarks.memory", "benchmarks.cold_case"]
+    assert str(tmp_path / "benchmark_cold_case_cuda.json") in runs.commands[1] and "--runs" in runs.commands[1]
+    assert capsys.readouterr().err == "network: out of time\ngpu_tests: out of time\nscaling: out of time\n"
+
+
+def test_memory_of_a_step_against_a_card_that_is_made_up(tmp_path, monkeypatch, weights_path):
+    """A context of 500 MiB; a network of 40 MiB; 100 bytes a pixel of a step, of which torch keeps twice as much."""
+    held = {"now": 40 * memory.MIB, "most": 0, "kept": 0}
+
+    def segment(network, hu, statistics_hu, slices_per_step, frame_px):
+        held["most"] = held["now"] + 100 * slices_per_step * frame_px**2
+        held["kept"] = 2 * held["most"]
+
+    monkeypatch.setattr(memory, "segment", segment)
+    cards = iter([300, 300 + 500 + 40])
+    meters = memory.Meters(
+        lambda: next(cards), lambda: held["kept"], lambda: held["most"],
+        lambda: held.update(most=held["now"]), lambda: held.update(kept=held["now"]),
+    )  # fmt: skip
+    result = memory.measure(weights_path, torch.device("cpu"), meters, [1, 8], 64)
+    assert result["context_mib"] == 500
+    assert [row["bytes_per_px"] for row in result["steps"]] == [100, 100]
+    result["allowed"] = {"context_mib": 700, "step_bytes_per_px": 160}
+    result |= {"processor": "CPU", "device": "Card", "flags": [], "torch": "2"}
+    (tmp_path / "benchmark_memory_cuda.json").write_text(json.dumps(result))
+    table = table_cells(make("benchmark_memory_cuda", tmp_path))
+    assert table["context, MiB"] == ["500", "700"] and table["8 slices a step, bytes a pixel"] == ["100", "160"]
+
+
+@pytest.mark.parametrize("name", ["__main__", "cold_case", "memory", "network", "naive", "plot", "scaling"])
 def test_help(name, capsys):
     module = importlib.import_module(f"benchmarks.{name}")
     with pytest.raises(SystemExit, match="0"):

@@ -22,6 +22,7 @@ TABLES: dict[str, Callable[[dict], str]] = {
     "crossvalidation": accuracy.crossvalidation,
     "table3_miniature": accuracy.table3_miniature,
     "reliability": reliability.reliability,
+    "benchmark_memory_cuda": benchmarks.memory,
     **{
         f"benchmark_{name.format(device)}": table
         for device in ("", "_cuda")

@@ -102,6 +102,16 @@ def network(result: dict) -> str:
     )
 
 
+def memory(result: dict) -> str:
+    """What the memory budget allows for the context and a step, and what a card took."""
+    allowed = result["allowed"]
+    rows = [["context, MiB", _number(result["context_mib"]), str(allowed["context_mib"])]]
+    for step in result["steps"]:
+        name = f"{step['slices']} slices a step, bytes a pixel"
+        rows.append([name, _number(step["bytes_per_px"]), str(allowed["step_bytes_per_px"])])
+    return f"{markdown(['memory', 'measured', 'allowed'], rows)}\n{_measured_on(result, 'memory')}\n"
+
+
 def scaling(result: dict) -> str:
     """Seconds and memory of whole processes by size of the scan."""
     points = [*result["by_slices"], *result["by_size"], *result.get("by_thickness", [])]
