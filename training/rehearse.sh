@@ -20,6 +20,6 @@ run training.carry unpack "$folder/outward" "$folder/there/store"
 run training.train --store "$folder/there/store" --out "$folder/there/run" --resident --train-s 10 --device cpu \
     --checkpoint-every-s 5 --crop-px 64 --labelled-per-batch 4 --unlabelled-per-batch 4
 run training.carry checkpoint "$folder/there/run/checkpoint.pt" "$folder/homeward" --piece-mib 15
-run benchmarks --device cpu --minutes 0.5 --results "$folder/there/results"
+run benchmarks --device cpu --minutes 5 --results "$folder/there/results"
 run training.carry weights "$folder/homeward" "$folder/home/weights.pt"
 run app --inputs "$folder/phantom/images" --outputs "$folder/home/masks" --weights "$folder/home/weights.pt" --device cpu
