@@ -11,6 +11,7 @@ from tests.scans import smooth_hu
 from training import prepare
 from training.partial_labels import mark_uncertain
 from training.phantom import ORGANS, phantom, write
+from training.prepare_case import shrink, unsaturated_statistics
 from training.store import UNCERTAIN, read_case, read_cases, read_whole_case
 
 
@@ -184,17 +185,17 @@ def test_wrong_use_is_exit_status_2(tmp_path, scans, capsys, monkeypatch):
 def test_hand_worked_statistics_of_a_saturated_scan():
     # Half air (clipped to -100), half cut off at 275; as if the cut half were 275 + e with mean e 180 and e^2 62800.
     hu = np.array([[[-1000, 275]]], np.int16)
-    mean_hu, std_hu = prepare.unsaturated_statistics(hu, 275)
+    mean_hu, std_hu = unsaturated_statistics(hu, 275)
     assert mean_hu == pytest.approx((-100 + 275 + 180) / 2)
     square = (100**2 + 275**2 + 2 * 275 * 180 + 62800) / 2
     assert std_hu == pytest.approx(np.sqrt(square - mean_hu**2))
-    assert prepare.unsaturated_statistics(hu, None) == clipped_statistics(hu)
+    assert unsaturated_statistics(hu, None) == clipped_statistics(hu)
 
 
 def test_shrink_by_hand():
     hu = np.array([[[0, 10, 5], [20, 31, 5], [9, 9, 9]]], np.int16)
     labels = np.array([[[1, 2, 0], [2, 3, 0], [0, 0, 0]]], np.uint8)
-    small, votes = prepare.shrink(hu, labels, 2)
+    small, votes = shrink(hu, labels, 2)
     assert small.tolist() == [[[15]]] and votes.tolist() == [[[2]]] and small.dtype == np.int16
 
 
