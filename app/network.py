@@ -123,7 +123,7 @@ def upsample_4x(x: Tensor) -> Tensor:
     return F.interpolate(x, scale_factor=4.0, mode="bilinear", align_corners=False)
 
 
-def initialise(network: nn.Module, seed: int) -> nn.Module:
+def initialise(network: DeepLabV3Plus, seed: int) -> DeepLabV3Plus:
     """Kaiming-normal weights for every convolution (paper, table 2), ones and zeros for batch norm.
 
     Args:

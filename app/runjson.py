@@ -51,7 +51,7 @@ class RunContent(TypedDict, total=False):
     weights: dict[str, Any]
     versions: dict[str, str | None]
     start_up_s: float
-    monitor: dict[str, float | int | str | None]  # ResourceMonitor.summary
+    monitor: dict[str, Any]  # ResourceMonitor.summary
 
 
 class RecordError(Exception):

@@ -58,10 +58,10 @@ def main(arguments: list[str] | None = None) -> int:
         if left_s <= 0:
             failed.append(f"{name}: not reached")
             continue
-        line = command(name, options.device, options.threads, options.results, bool(options.minutes))
+        arguments = command(name, options.device, options.threads, options.results, bool(options.minutes))
         print(f"== {name}", flush=True)
         try:
-            run = subprocess.run(line, timeout=None if left_s == float("inf") else left_s)
+            run = subprocess.run(arguments, timeout=None if left_s == float("inf") else left_s)
             if run.returncode:
                 failed.append(f"{name}: exit status {run.returncode}")
         except subprocess.TimeoutExpired:

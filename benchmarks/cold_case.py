@@ -32,7 +32,7 @@ from benchmarks.machine import provenance, result_path
 from benchmarks.process import ROOT, Cost, app_command, measured, run_app
 from benchmarks.scan import EXAMPLE, make_scan
 from evaluation.efficiency.figures import IDLE_S, Recording, above_idle, figures_of, measure_idle, open_gpu
-from training.results import write
+from evaluation.output import write_json
 
 IMPORT_TIME = re.compile(r"import time:\s+(\d+) \|\s+\d+ \|\s+(\S+)$")
 
@@ -178,7 +178,7 @@ def main(arguments: list[str] | None = None) -> None:
         "profile": profiled,
     }
     output = options.output or result_path("cold_case", options.device)
-    write(result, output)
+    write_json(output, result)
     for key, values in result["naive_over_ours"].items():
         print(f"{key:12} naive / ours {values['median']:.2f} ({values['min']:.2f} to {values['max']:.2f})")
     print(f"share of voxels that differ: {differing}\n{output}")

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import torch
 
+from app.device import processor
 from training import results
 
 FLAGS = ("avx2", "avx512f", "avx512_bf16", "avx512_fp16", "amx_bf16", "amx_int8")  # those that decide on the speed
@@ -13,7 +14,7 @@ def provenance(device: str, threads: int) -> dict:
     """Commit, date, processor or GPU, its flags, torch, threads. On CUDA this opens the card."""
     return {
         **results.provenance(torch.device(device)),
-        "processor": results.processor(),
+        "processor": processor(),
         "flags": cpu_flags(),
         "threads": threads,
     }

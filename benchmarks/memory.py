@@ -19,7 +19,7 @@ from app.options import WEIGHTS
 from app.segment import segment
 from app.weights import load_weights
 from benchmarks.machine import provenance, result_path
-from training.results import write
+from evaluation.output import write_json
 
 
 class Meters(NamedTuple):
@@ -42,9 +42,9 @@ def cuda_meters() -> Meters:
         card = GpuMemory(0)
     except Exception as error:  # noqa: BLE001 - NVML's own errors, or its package is missing
         raise SystemExit(f"benchmarks.memory: no NVIDIA card: {error}") from None
-    cuda = torch.cuda
+    cuda, card_mib = torch.cuda, lambda: card.used_mib() or 0.0  # of a card by number it is never None
     return Meters(
-        card.used_mib, cuda.memory_reserved, cuda.max_memory_allocated, cuda.reset_peak_memory_stats, cuda.empty_cache
+        card_mib, cuda.memory_reserved, cuda.max_memory_allocated, cuda.reset_peak_memory_stats, cuda.empty_cache
     )
 
 
@@ -85,7 +85,7 @@ def main(arguments: list[str] | None = None) -> None:
     measured = measure(options.weights, device, cuda_meters(), sorted(options.steps), options.size)
     allowed = {"context_mib": CONTEXT_MIB, "step_bytes_per_px": STEP_BYTES_PER_PX}
     output = options.output or result_path("memory", "cuda")
-    write({**provenance("cuda", torch.get_num_threads()), "allowed": allowed, **measured}, output)
+    write_json(output, {**provenance("cuda", torch.get_num_threads()), "allowed": allowed, **measured})
     print(output)
 
 

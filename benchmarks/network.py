@@ -17,7 +17,7 @@ from app.network import DeepLabV3Plus
 from app.options import WEIGHTS
 from app.weights import load_weights
 from benchmarks.machine import dtypes, provenance, result_path
-from training.results import write
+from evaluation.output import write_json
 
 MATRIX = {"cpu": 4096, "cuda": 16384}  # rows and columns: large enough that more does not help
 FORMATS = {"NCHW": torch.contiguous_format, "NHWC": torch.channels_last}
@@ -99,7 +99,7 @@ def main(arguments: list[str] | None = None) -> None:
         "measurements": measurements,
     }
     output = options.output or result_path("network", device)
-    write(result, output)
+    write_json(output, result)
     print(output)
 
 

@@ -37,8 +37,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("result", type=Path, nargs="?", default=result_path("scaling", "cpu"))
     parser.add_argument("-o", "--output", type=Path, default=OUTPUT, help="(default: benchmarks/scaling.svg)")
     options = parser.parse_args(arguments)
-    same_file_each_time = {"svg.hashsalt": "scaling", "svg.fonttype": "none"}
-    with matplotlib.rc_context({**matplotlib.rcParamsDefault, "backend": "agg", **same_file_each_time}):
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update({"svg.hashsalt": "scaling", "svg.fonttype": "none"})  # equal files each time
         draw(json.loads(options.result.read_text())).savefig(options.output, metadata={"Date": None})
 
 

@@ -15,7 +15,7 @@ from app.options import WEIGHTS
 from benchmarks.machine import provenance, result_path
 from benchmarks.process import run_app
 from benchmarks.scan import EXAMPLE, make_scan
-from training.results import write
+from evaluation.output import write_json
 
 VOXEL_BYTES = 3  # int16 HU and uint8 label
 
@@ -84,7 +84,7 @@ def main(arguments: list[str] | None = None) -> None:
         "line": line(by_slices),
     }
     output = options.output or result_path("scaling", options.device)
-    write(result, output)
+    write_json(output, result)
     print(f"{result['line']}\n{output}")
 
 

@@ -5,7 +5,6 @@ over a case without a prediction; here it scores 0 and is named.
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -20,7 +19,7 @@ from app.cpus import usable_cpus
 from app.labels import ORGANS
 from evaluation.masks import MaskError
 from evaluation.organs import AnnotatedOrgans, annotated_organs
-from evaluation.output import say, write_csv, write_text
+from evaluation.output import say, write_csv, write_json
 from evaluation.scoring import METRICS, MINIMUM_DSC, Score, Scores, score_files
 from evaluation.summary import format_table, summarise
 
@@ -163,7 +162,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             **summarise(results),
         }
         write_csv(arguments.output, _table(results, failed))
-        write_text(arguments.output.with_suffix(".json"), json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
+        write_json(arguments.output.with_suffix(".json"), summary)
     except (MaskError, OSError) as error:
         say(f"error: {error}", sys.stderr)
         return ERROR_EXIT

@@ -47,13 +47,15 @@ NAMES = {  # by label: structure and, of a pair, side
 }
 
 # highdicom refuses these where they break a rule, and may print them. It gets none; the CT's are copied as they are.
-IDENTITY = ("PatientID", "PatientName", "PatientBirthDate", "PatientSex", "ReferringPhysicianName")
-IDENTITY += ("StudyID", "StudyDate", "StudyTime", "AccessionNumber", "SpecificCharacterSet")
+IDENTITY = (
+    *("PatientID", "PatientName", "PatientBirthDate", "PatientSex", "ReferringPhysicianName"),
+    *("StudyID", "StudyDate", "StudyTime", "AccessionNumber", "SpecificCharacterSet"),
+)
 
 
 def organs_in(labels: np.ndarray) -> list[Organ]:
     """The organs of which a (slice, row, column) uint8 mask has a voxel."""
-    voxels = sum(np.bincount(plane.ravel(), minlength=NUM_CLASSES) for plane in labels)
+    voxels = np.sum([np.bincount(plane.ravel(), minlength=NUM_CLASSES) for plane in labels], axis=0)
     return [organ for organ in ORGANS if voxels[organ.label]]
 
 
@@ -186,7 +188,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit status: 0, or 2 if nothing was written."""
     arguments = parse_arguments(argv)
     try:
-        with warnings.catch_warnings(action="ignore"):  # pydicom's repeat what is in the headers, of patients too
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # pydicom's repeat what is in the headers, of patients too
             organs = convert(arguments.mask, arguments.series, arguments.output, arguments.series_number)
     except (MaskError, SeriesError, OSError) as error:
         say(f"error: {error}", sys.stderr)

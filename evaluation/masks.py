@@ -8,7 +8,7 @@ import gzip
 import math
 import zlib
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import nibabel
 import numpy as np
@@ -54,7 +54,8 @@ def read_mask(path: Path) -> Mask:
     try:
         with opener(path, "rb") as stream:
             image = nibabel.Nifti1Image.from_stream(stream)
-            stored = image.dataobj.get_unscaled()
+            proxy: Any = image.dataobj  # an ArrayProxy; nibabel's types know less
+            stored = proxy.get_unscaled()
             stream.read()  # to the end: only there gzip's checksum is compared
     except FileNotFoundError:
         raise MaskError(f"{path}: no such file") from None
@@ -64,12 +65,13 @@ def read_mask(path: Path) -> Mask:
         raise MaskError(f"{path}: a mask has 3 dimensions, this file has {stored.ndim}: {stored.shape}")
     mm = mm_per_unit(int(image.header["xyzt_units"]))
     # The decimal that was meant is converted, not the float32 beside it: a distance may be the very tolerance.
-    spacing_mm = tuple(float(np.float32(float(str(zoom)) * mm)) for zoom in reversed(image.header.get_zooms()[:3]))
+    x_mm, y_mm, z_mm = (float(np.float32(float(str(zoom)) * mm)) for zoom in image.header.get_zooms()[:3])
+    spacing_mm = (z_mm, y_mm, x_mm)
     if not all(0 < length < math.inf for length in spacing_mm):
         raise MaskError(f"{path}: its voxels measure {' x '.join(f'{length:g}' for length in spacing_mm[::-1])} mm")
     affine = image.affine.copy()
     affine[:3] *= mm
-    labels = _to_labels(stored.reshape(stored.shape[:3]).T, image.dataobj.slope, image.dataobj.inter, path)
+    labels = _to_labels(stored.reshape(stored.shape[:3]).T, proxy.slope, proxy.inter, path)
     return Mask(path, labels, spacing_mm, affine)
 
 

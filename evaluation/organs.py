@@ -67,10 +67,11 @@ def _read_table(path: Path) -> dict[str, tuple[int, ...]]:
         # Bytes that are no UTF-8 come as Python has them in file names, so that such a name is found.
         with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
             rows = csv.DictReader(file, delimiter="\t")
-            if _COLUMN not in (rows.fieldnames or ()):
+            columns = rows.fieldnames or ()
+            if _COLUMN not in columns:
                 raise argparse.ArgumentTypeError(f"no column {_COLUMN!r}")
             for row in rows:
-                name = case_name(Path(row[rows.fieldnames[0]]))
+                name = case_name(Path(row[columns[0]]))
                 if not (row[_COLUMN] or "").strip():
                     continue
                 labels = parse_organs(row[_COLUMN])

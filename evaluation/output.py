@@ -6,6 +6,7 @@ encoding lacks: both are written out, as in "\\udcb8".
 
 import csv
 import io
+import json
 import os
 import secrets
 import sys
@@ -50,6 +51,11 @@ def write_text(path: Path, text: str) -> None:
     """Write UTF-8 as a `whole_file`."""
     with whole_file(path) as file:
         file.write(text.encode("utf-8", "backslashreplace"))
+
+
+def write_json(path: Path, content: object) -> None:
+    """`write_text` of a value as JSON."""
+    write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 
 def write_csv(path: Path, rows: Iterable[Sequence]) -> None:

@@ -4,7 +4,7 @@ Rules and tolerances are those of the organizers' scripts (JunMa11/FLARE). The s
 slice; here that slice is scored.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,7 +29,7 @@ class Score(NamedTuple):
     nsd: float
 
 
-Scores = dict[int, Score]  # of one case, by label; an organ that is not annotated has none
+Scores = Mapping[int, Score]  # of one case, by label; an organ that is not annotated has none
 
 
 def dice_coefficient(prediction: np.ndarray, truth: np.ndarray) -> float:

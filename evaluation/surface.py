@@ -24,7 +24,7 @@ _CORNER_BITS = np.array([[[128, 64], [32, 16]], [[8, 4], [2, 1]]])
 # Marching cubes knows 14 shapes; turning, mirroring and exchanging inside and outside gives all 256 codes.
 # For each: code -> {axes of the normal: size of the normal's components, in eighths of a voxel's face},
 # triangles of one direction added up.
-_SHAPES = {
+_SHAPES: dict[int, dict[tuple[int, ...], int]] = {
     0b00000000: {},
     0b00000001: {(0, 1, 2): 1},  # one corner
     0b00000011: {(0, 1): 4},  # two along an edge,
@@ -82,7 +82,7 @@ def block_codes(mask: np.ndarray) -> np.ndarray:
     Returns:
         (x + 1, y + 1, z + 1) uint8: blocks are centred on the corners of the voxels.
     """
-    codes = np.pad(mask.view(np.uint8), 1)
+    codes: np.ndarray = np.pad(mask.view(np.uint8), 1)
     codes = codes[:, :, :-1] << 1 | codes[:, :, 1:]
     codes = codes[:, :-1] << 2 | codes[:, 1:]
     return codes[:-1] << 4 | codes[1:]

@@ -34,7 +34,7 @@ def test_real_organs_are_plausible():
     marks = {}
     for path in sorted((CT_DIR / "labelled" / "labels").glob("btcv*.nii.gz")):
         name = path.name.removesuffix(".nii.gz")
-        record = CaseRecord(name, "done", None, (), {}, ct=None, mask=path, sums={})
+        record = CaseRecord(name, "done", None, (), {}, ct=None, mask=path)
         volumes = report_case(record, None, (), pictures=False).volumes
         marks |= {(name, label): volume.mark for label, volume in volumes.items() if label != 12}
     assert marks["btcv0009", 3] == "large" and marks["btcv0023", 9] == "absent"

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from app.labels import ORGANS
+from evaluation.output import write_json
 from evaluation.paper import TABLE_3, TABLE_3_AVERAGE
 from evaluation.tables.__main__ import ERROR_EXIT, STALE_EXIT, main, make
 from training import results as training_results
@@ -34,8 +35,8 @@ def results(tmp_path):
     }
     folds = [{"dsc": {"b": {}, "a": {}}}, {"dsc": {"c": {}}}]
     scores = {**provenance, "organs": training_results.summary(rows(1.0)), "folds": folds}
-    training_results.write(scores, folder / "crossvalidation.json")
-    training_results.write({**provenance, **arms}, folder / "table3_miniature.json")
+    write_json(folder / "crossvalidation.json", scores)
+    write_json(folder / "table3_miniature.json", {**provenance, **arms})
     return folder
 
 
@@ -85,7 +86,7 @@ def test_reliability_table(results):
     ]
     machine = {"device": "a CPU", "processor": "a CPU", "flags": ["avx2"], "torch": "2"}
     trials = {"kills": {**machine, "rows": rows}}
-    training_results.write({"trials": trials}, results / "reliability.json")
+    write_json(results / "reliability.json", {"trials": trials})
     markdown = make("reliability", results)
     assert cells(markdown)["kills"] == ["30", "1", "`kills`"]
     assert cells(markdown)["no such machine"] == ["not tried", "", "`kills`"]

@@ -9,7 +9,7 @@ from app.preprocess import normalise
 from tests.training_data import PLAIN, add_case, batch, config, phantom_store
 from training.augmentations import augment, blur, intensity, noise, saturation, view
 from training.batch import Slices
-from training.store import UNCERTAIN, read_cases, read_slice
+from training.store import UNCERTAIN, read_cases, read_pixels
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ def test_without_augmentation_the_slice_comes_through_exactly(store):
     settings = config(store, store, crop_px=64, **PLAIN)
     given = batch(store, settings)
     case = read_cases(store)[0]
-    hu, truth = read_slice(store, case, int(given.slices.entry[0]))
+    hu, truth = read_pixels(store, case, int(given.slices.entry[0]))
     given.draws.saturation.cut_at_hu[:] = torch.inf
     images, labels = augment(given, settings)
     assert images.dtype == torch.float32 and labels.dtype == torch.uint8

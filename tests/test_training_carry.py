@@ -11,7 +11,7 @@ from tests.training_data import add_case, config, phantom_store
 from training import checkpoint
 from training.carry import main
 from training.pieces import PiecesError, join, split
-from training.store import read_cases, read_whole_case
+from training.store import read_cases, read_pixels
 from training.train import Run
 
 
@@ -72,7 +72,7 @@ def test_a_store_arrives_rounded_inside_the_noise(tmp_path):
             before.name, before.mean_hu, before.std_hu, before.organ_pixels,
         )  # fmt: skip
         (sent, sent_labels), (arrived, arrived_labels) = (
-            read_whole_case(tmp_path / name, case) for name, case in (("store", before), ("there", after))
+            read_pixels(tmp_path / name, case) for name, case in (("store", before), ("there", after))
         )
         assert np.array_equal(sent_labels, arrived_labels)
         assert np.abs(arrived - sent.clip(-250, 1300)).max() <= 4

@@ -12,7 +12,7 @@ from training import prepare
 from training.partial_labels import mark_uncertain
 from training.phantom import ORGANS, phantom, write
 from training.prepare_case import shrink, unsaturated_statistics
-from training.store import UNCERTAIN, read_case, read_cases, read_whole_case
+from training.store import UNCERTAIN, read_case, read_cases, read_pixels
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,7 @@ def test_the_store_holds_what_inference_would_read(tmp_path, scans):
     assert [case.name for case in cases] == ["case_0", "case_1"]
     for k, case in enumerate(cases):
         ct = read_ct(scans / f"images/case_{k}_0000.nii.gz")
-        hu, labels = read_whole_case(tmp_path, case)
+        hu, labels = read_pixels(tmp_path, case)
         assert np.array_equal(hu, ct.hu) and np.array_equal(labels, phantom(k, 48)[1])
         assert (case.mean_hu, case.std_hu) == clipped_statistics(ct.hu)
         assert case.image_sha256 == ct.sha256 and case.patient == case.name and case.saturated_hu is None
@@ -59,7 +59,7 @@ def test_label_maps_in_another_orientation_are_brought_to_the_image(tmp_path, sc
     turned = nibabel.load(path).as_reoriented([[1, -1], [2, 1], [0, -1]])
     nibabel.save(turned, path)
     assert labelled(tmp_path / "store", tmp_path / "scans", "--cases", "case_0") == 0
-    assert np.array_equal(read_whole_case(tmp_path / "store", read_cases(tmp_path / "store")[0])[1], phantom(0, 48)[1])
+    assert np.array_equal(read_pixels(tmp_path / "store", read_cases(tmp_path / "store")[0])[1], phantom(0, 48)[1])
 
 
 def shift(x_mm):
@@ -143,7 +143,7 @@ def test_a_scan_on_another_scale_is_stored_in_hu_and_said(tmp_path, scans, capsy
     write(tmp_path / "odd", "case_0", hu + np.int16(1024), labels, spacing_mm)
     assert run(tmp_path / "store", tmp_path / "odd") == 0
     assert "case_0: values from" in capsys.readouterr().err
-    assert np.array_equal(read_whole_case(tmp_path / "store", read_case(tmp_path / "store", "case_0"))[0], hu)
+    assert np.array_equal(read_pixels(tmp_path / "store", read_case(tmp_path / "store", "case_0"))[0], hu)
 
 
 def test_it_resumes_appends_and_renews(tmp_path, scans, capsys):
@@ -206,7 +206,7 @@ def test_spacing_outside_the_range_is_resampled(tmp_path, scans):
     assert (case.mean_hu, case.std_hu) == clipped_statistics(phantom(0, 48)[0])  # of the scan as it is
     volume_ml = [
         (labels == 1).sum() * np.prod(mm)
-        for labels, mm in ((read_whole_case(tmp_path, case)[1], case.spacing_mm), phantom(0, 48)[1:])
+        for labels, mm in ((read_pixels(tmp_path, case)[1], case.spacing_mm), phantom(0, 48)[1:])
     ]
     assert volume_ml[0] == pytest.approx(volume_ml[1], rel=0.02)
 

@@ -7,8 +7,9 @@ from the disk (`training.loading`) or from the device's memory (`training.reside
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import numpy as np
 from torch import Tensor
+
+Array = Any  # numpy's where it is drawn, a tensor in a batch
 
 
 class Slices(NamedTuple):
@@ -24,14 +25,14 @@ class Slices(NamedTuple):
         saturated_hu: float32 (N,), where the case's HU were cut off; infinity if they were not.
     """
 
-    entry: np.ndarray
-    size_px: np.ndarray
-    organ: np.ndarray
-    negative: np.ndarray
-    unannotated: np.ndarray
-    mean_hu: np.ndarray
-    std_hu: np.ndarray
-    saturated_hu: np.ndarray
+    entry: Array
+    size_px: Array
+    organ: Array
+    negative: Array
+    unannotated: Array
+    mean_hu: Array
+    std_hu: Array
+    saturated_hu: Array
 
 
 class Plan(NamedTuple):

@@ -16,7 +16,7 @@ import numpy as np
 
 from training import checkpoint, export
 from training.pieces import PiecesError, join, split
-from training.store import Case, read_cases, read_whole_case, write_case
+from training.store import Case, read_cases, read_pixels, write_case
 
 # Beyond these jitter brings nothing into the window of -100 to 1000 HU: air is one value there, and costs nothing.
 CARRIED_HU = (-250, 1300)
@@ -36,9 +36,9 @@ def pack_store(store: Path, pieces: Path, step_hu: int, piece_mib: float) -> lis
     """A store's cases, rounded, in pieces. Spacings and statistics stay those of the unrounded scans."""
     with tempfile.TemporaryDirectory(dir=pieces.parent) as folder:
         for case in read_cases(store):
-            hu, labels = read_whole_case(store, case)
+            hu, labels = read_pixels(store, case)
             carried = dataclasses.replace(case, settings={**case.settings, "step_hu": step_hu})
-            write_case(Path(folder), carried, rounded(hu, case, step_hu), labels)
+            write_case(Path(folder), carried, rounded(hu, case, step_hu), labels if case.annotated else None)
         return split(Path(folder), pieces, piece_mib)
 
 

@@ -14,37 +14,25 @@ date        UTC, when it was written
 """
 
 import datetime
-import os
 import pickle
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from evaluation.output import whole_file
+
 FILE_NAME = "checkpoint.pt"
 FORMAT = 2  # a reader of another format says so and stops: runs last days, and nobody needs old ones
 _STAGE = ("config", "data", "step", "validation", "mean_of")
-_OF_ONE_MACHINE = (
-    "store",
-    "out",
-    "folds",
-    "init",
-    "device",
-    "workers",
-    "resident",
-)  # settings that mean nothing elsewhere
+_OF_ONE_MACHINE = ("store", "out", "folds", "init", "device", "workers", "resident")  # they mean nothing elsewhere
 
 
 def save(state: dict, path: Path) -> None:
     """Write a checkpoint, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".part")
     now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
-    with open(partial, "wb") as file:
+    with whole_file(path) as file:
         torch.save({**state, "format": FORMAT, "date": now}, file)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
 
 
 def _read(path: Path) -> dict:
@@ -95,9 +83,8 @@ def load_branches(path: Path) -> tuple[list[dict[str, Tensor]], list[dict]]:
 
 def stages(state: dict) -> list[dict]:
     """The runs that made a checkpoint, itself last, without what means nothing on another machine."""
-    own = {key: state.get(key) for key in _STAGE}
-    own["config"] = {key: value for key, value in own["config"].items() if key not in _OF_ONE_MACHINE}
-    return [*state["stages"], own]
+    config = {key: value for key, value in state["config"].items() if key not in _OF_ONE_MACHINE}
+    return [*state["stages"], {**{key: state.get(key) for key in _STAGE}, "config": config}]
 
 
 def best_branch(state: dict) -> int:

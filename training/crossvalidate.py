@@ -11,6 +11,7 @@ import torch
 from tqdm import tqdm
 
 from app.network import DeepLabV3Plus
+from evaluation.output import write_json
 from training import checkpoint, results
 from training.config import Config, from_dict
 from training.split import split
@@ -45,7 +46,7 @@ def score(path: Path, store: str | None, device: torch.device) -> dict:
     branch = checkpoint.best_branch(state)
     network = DeepLabV3Plus()
     network.load_state_dict(state["branches"][branch])
-    network.to(device, memory_format=torch.channels_last)
+    network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's gap
     scores = {}
     for case in tqdm(cases, desc=f"fold {config.fold}", unit="case"):
         by_organ = validate(network, Path(config.store), [case], config, state["data"])
@@ -78,7 +79,7 @@ def main() -> None:
         raise SystemExit("training.crossvalidate: two checkpoints of one fold")
     rows = [row for fold in folds for row in fold["dsc"].values()]
     result = {**results.provenance(device), "organs": results.summary(rows), "folds": folds}
-    results.write(result, arguments.output)
+    write_json(arguments.output, result)
     print(f"{len(rows)} patients, mean DSC {result['organs']['mean']['mean']:.4f}: {arguments.output}")
 
 

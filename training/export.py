@@ -7,7 +7,8 @@ for float16. `app.weights` reads it.
 """
 
 import argparse
-import os
+import hashlib
+import io
 from pathlib import Path
 
 import torch
@@ -15,8 +16,8 @@ from torch import Tensor
 
 from app.labels import ORGANS
 from app.preprocess import WINDOW_HU
-from app.record import file_sha256
 from app.weights import CLASSES, FORMAT
+from evaluation.output import whole_file, write_text
 from training import checkpoint
 from training.results import commit
 
@@ -89,12 +90,12 @@ def halved(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def write(content: dict, path: Path) -> str:
     """Write a weights file and FILE.sha256 beside it, as `sha256sum` does. Returns the digest."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.part")
-    torch.save(content, partial)
-    digest = file_sha256(partial)
-    os.replace(partial, path)
-    path.with_name(path.name + ".sha256").write_text(f"{digest}  {path.name}\n")
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    digest = hashlib.sha256(buffer.getbuffer()).hexdigest()
+    with whole_file(path) as file:
+        file.write(buffer.getbuffer())
+    write_text(path.with_name(path.name + ".sha256"), f"{digest}  {path.name}\n")
     return digest
 
 

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from training.batch import Batch, each
 from training.sampling import Sampler
-from training.store import UNCERTAIN, Case, read_slice
+from training.store import Case, read_pixels
 
 AIR_HU = -1024
 
@@ -31,19 +31,15 @@ class StoredBatches(Dataset):
     def __getitem__(self, step: int) -> Batch:
         plan = each(lambda values: values[self.mine], self.sampler.plan(step))
         frame_px = self.sampler.frame_px
-        framed = [read_framed(self.store, *self.sampler.entries[i], frame_px) for i in plan.slices.entry]
+        entries = [self.sampler.entries[i] for i in plan.slices.entry]
+        framed = [read_framed(self.store, case, z, frame_px) for case, z in entries]
         hu, labels = (torch.from_numpy(np.stack(volume)) for volume in zip(*framed, strict=True))
         return Batch(hu, labels, *each(torch.from_numpy, plan))
 
 
 def read_framed(store: Path, case: Case, z: int, frame_px: int) -> tuple[np.ndarray, np.ndarray]:
-    """A slice in the middle of a square of air: HU int16 and labels uint8, (frame, frame) each.
-
-    Within a slice of a case without labels all are UNCERTAIN; beyond it there is background.
-    """
-    hu, labels = read_slice(store, case, z)
-    if labels is None:
-        labels = np.full(hu.shape, UNCERTAIN, np.uint8)
+    """A slice in the middle of a square of air, which is background: HU int16 and labels uint8, (frame, frame) each."""
+    hu, labels = read_pixels(store, case, z)
     middle = tuple(slice((frame_px - size) // 2, (frame_px - size) // 2 + size) for size in hu.shape)
     framed_hu = np.full((frame_px, frame_px), AIR_HU, np.int16)
     framed_labels = np.zeros((frame_px, frame_px), np.uint8)
@@ -60,5 +56,7 @@ def loader(sampler: Sampler, store: Path, mine: slice, steps: range, workers: in
         workers: Loader processes.
         pin: Whether to put the batches where a GPU fetches them without waiting.
     """
-    ahead = {"num_workers": workers, "prefetch_factor": 2 if workers else None}
-    return DataLoader(StoredBatches(sampler, store, mine), batch_size=None, sampler=steps, pin_memory=pin, **ahead)
+    return DataLoader(
+        StoredBatches(sampler, store, mine), batch_size=None, sampler=steps, pin_memory=pin,
+        num_workers=workers, prefetch_factor=2 if workers else None,
+    )  # fmt: skip

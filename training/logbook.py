@@ -3,6 +3,7 @@
 import math
 import sys
 import time
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -50,7 +51,7 @@ class Logbook:
         for name, value in values.items():
             self.writer.add_scalar(name, value, step)
 
-    def picture(self, step: int, branches: list[nn.Module], examples: Examples) -> None:
+    def picture(self, step: int, branches: Sequence[nn.Module], examples: Examples) -> None:
         """A few slices, their labels, and what the branches say of them."""
         images, labels = examples.images[:PICTURED_SLICES], examples.labels[:PICTURED_SLICES]
         predictions = []

@@ -4,25 +4,24 @@ Every figure comes from the two files; only the sentences are written here.
 """
 
 import argparse
+import hashlib
+import io
 import json
 from pathlib import Path
 
 import torch
 
 from app.labels import ORGANS
-from app.record import file_sha256
 from app.weights import SLICE_MM
 from evaluation.output import write_text
 from evaluation.paper import TABLE_3
 from evaluation.tables.accuracy import crossvalidation
+from evaluation.tables.markdown import markdown
 
 # By the beginning of a case's name: source, licence.
 SOURCES = {
     "btcv": ("BTCV / Synapse (Landman et al., 2015)", "registered access: research use, no redistribution"),
-    "totalseg": (
-        "TotalSegmentator (Wasserthal et al., 2023), test cases; labels are its model's",
-        "Apache-2.0",
-    ),
+    "totalseg": ("TotalSegmentator (Wasserthal et al., 2023), test cases; labels are its model's", "Apache-2.0"),
     "acrin": ("TCIA ACRIN-FLT-Breast", "CC BY 3.0"),
     "cptac": ("TCIA CPTAC", "CC BY"),
     "lidc": ("TCIA LIDC-IDRI", "CC BY 3.0"),
@@ -34,11 +33,6 @@ STAGE_SETTINGS = (
     *("organ_share", "true_hu_share", "negative_share", "rotation_deg", "zoom", "warp_px", "phase_share"),
     *("noise_hu", "blur", "statistics_jitter", "seed"),
 )
-
-
-def table(head: list[str], rows: list[list]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
 
 
 def source(name: str) -> str:
@@ -57,7 +51,7 @@ def data_table(stages: list[dict]) -> str:
     for key, kinds in counts.items():
         name, licence = SOURCES.get(key, (key, "not recorded"))
         rows.append([name, licence, len(kinds["labelled"]), len(kinds["unlabelled"])])
-    return table(["source", "licence", "cases with labels", "cases without"], rows)
+    return markdown(["source", "licence", "cases with labels", "cases without"], rows)
 
 
 def stage_table(stages: list[dict]) -> str:
@@ -70,7 +64,7 @@ def stage_table(stages: list[dict]) -> str:
     ]
     if any(stage.get("mean_of") for stage in stages):
         rows.append(["mean of the weights of", *(", ".join(stage.get("mean_of") or ["-"]) for stage in stages)])
-    return table(head, rows)
+    return markdown(head, rows)
 
 
 def recipe_note(shipped: list[dict], folds: list[dict]) -> str:
@@ -136,7 +130,6 @@ for FLARE22's ranking**.
 ## Training data
 
 {data_table(training["stages"])}
-
 No pretrained weights: branches start from Kaiming initialisation.
 
 ## Protocol
@@ -144,7 +137,6 @@ No pretrained weights: branches start from Kaiming initialisation.
 Loss: {loss}. Cross pseudo supervision: {cps_text}. Branch {training["branch"]} of the last stage.
 
 {stage_table(training["stages"])}
-
 ## Accuracy
 
 Cross-validated DSC of whole patients whom the scored networks never saw: {len(patients)} patients in
@@ -173,9 +165,10 @@ def main() -> None:
     parser.add_argument("scores", type=Path, help="of training.crossvalidate")
     parser.add_argument("-o", "--output", type=Path, default=Path("weights/MODEL_CARD.md"))
     arguments = parser.parse_args()
-    content = torch.load(arguments.weights, map_location="cpu", weights_only=True)
-    sha256 = file_sha256(arguments.weights)
+    weights = arguments.weights.read_bytes()
+    content = torch.load(io.BytesIO(weights), map_location="cpu", weights_only=True)
     scores = json.loads(arguments.scores.read_text())
+    sha256 = hashlib.sha256(weights).hexdigest()
     write_text(arguments.output, card(content, sha256, arguments.weights.name, scores))
 
 

@@ -10,6 +10,8 @@ import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from app.record import file_sha256
+
 NAME = "pieces.tar"
 SUMS = "pieces.sha256"
 _BLOCK_BYTES = 1 << 20
@@ -111,14 +113,14 @@ def join(folder: Path, target: Path) -> None:
     """
     if not (folder / SUMS).exists():
         raise PiecesError(f"{folder / SUMS} is missing")
-    sums = dict(reversed(line.split("  ", 1)) for line in (folder / SUMS).read_text().splitlines())
-    for name, digest in sums.items():
-        if not (folder / name).exists():
-            raise PiecesError(f"{folder / name} is missing; there are to be {len(sums)} pieces")
-        with (folder / name).open("rb") as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() != digest:
-                raise PiecesError(f"{folder / name} is damaged: its SHA-256 is not that of {SUMS}")
+    lines = [line.split("  ", 1) for line in (folder / SUMS).read_text().splitlines()]
+    pieces = [folder / name for _, name in lines]
+    for piece, (digest, _) in zip(pieces, lines, strict=True):
+        if not piece.exists():
+            raise PiecesError(f"{piece} is missing; there are to be {len(pieces)} pieces")
+        if file_sha256(piece) != digest:
+            raise PiecesError(f"{piece} is damaged: its SHA-256 is not that of {SUMS}")
     target.mkdir(parents=True, exist_ok=True)
-    pieces = io.BufferedReader(_Joined([folder / name for name in sums]), _BLOCK_BYTES)
-    with tarfile.open(fileobj=pieces, mode="r|") as archive:
+    joined = io.BufferedReader(_Joined(pieces), _BLOCK_BYTES)
+    with tarfile.open(fileobj=joined, mode="r|") as archive:
         archive.extractall(target, filter="data")

@@ -1,7 +1,6 @@
-"""Result files: JSON that says what, with which code, and on what machine."""
+"""What a result file says besides its figures: code, machine, means over patients."""
 
 import datetime
-import json
 import subprocess
 from pathlib import Path
 
@@ -46,8 +45,3 @@ def summary(rows: list[dict[str, float]]) -> dict[str, dict]:
             organs[organ.abbreviation] = {"mean": float(np.mean(values)), "std": std, "n": len(values)}
     organs["mean"] = {"mean": float(np.mean([organ["mean"] for organ in organs.values()])), "n": len(rows)}
     return organs
-
-
-def write(result: dict, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(result, indent=1) + "\n")

@@ -106,13 +106,9 @@ def _open(path: Path) -> blosc2.NDArray:
     return blosc2.open(str(path), mode="r")
 
 
-def read_slice(store: Path, case: Case, z: int) -> tuple[np.ndarray, np.ndarray | None]:
-    """One slice of a case: int16 HU (y, x), and its uint8 labels (y, x) or None."""
-    folder = store / case.name
-    return _open(folder / "hu.b2nd")[z], _open(folder / "labels.b2nd")[z] if case.annotated else None
-
-
-def read_whole_case(store: Path, case: Case) -> tuple[np.ndarray, np.ndarray | None]:
-    """A whole case: int16 HU (z, y, x), and its uint8 labels (z, y, x) or None."""
-    folder = store / case.name
-    return _open(folder / "hu.b2nd")[:], _open(folder / "labels.b2nd")[:] if case.annotated else None
+def read_pixels(store: Path, case: Case, z: int | slice = slice(None)) -> tuple[np.ndarray, np.ndarray]:
+    """A slice of a case, (y, x), or all of it, (z, y, x): int16 HU and uint8 labels, all UNCERTAIN if unlabelled."""
+    hu = _open(store / case.name / "hu.b2nd")[z]
+    if case.annotated:
+        return hu, _open(store / case.name / "labels.b2nd")[z]
+    return hu, np.full(hu.shape, UNCERTAIN, np.uint8)

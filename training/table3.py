@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from evaluation.output import write_json
 from training import results
 from training.config import Config, parse
 from training.split import split
@@ -32,11 +33,14 @@ def arm_config(base: Config, labelled: list[str], arm: str, seed: int) -> Config
     """Settings of one run.
 
     Raises:
-        ValueError: A patient who shall be labelled is not in the store, or validates.
+        ValueError: A patient who shall be labelled is not in the store, or validates; or nobody does.
     """
     cases = read_cases(Path(base.store))
     with_labels = {case.patient for case in cases if case.annotated}
-    trainable = {case.patient for case in split(cases, base).labelled}
+    division = split(cases, base)
+    if not division.validation:
+        raise ValueError("--fold must name a fold: nobody would validate")
+    trainable = {case.patient for case in division.labelled}
     if unknown := set(labelled) - trainable:
         raise ValueError(f"no labels to train on of {', '.join(sorted(unknown))}")
     return dataclasses.replace(
@@ -68,24 +72,20 @@ def main() -> None:
     arguments = parser.parse_args()
     base = parse([*MINIATURE, *arguments.flags, "--store", arguments.store, "--out", arguments.runs])
     arms: dict[str, dict] = {arm: {"seeds": {}} for arm in ARMS}
-    settings, data = {}, {}
     for seed in arguments.seeds:  # arms take turns: what is done early already compares
         for arm in ARMS:
             try:
                 config = arm_config(base, arguments.labelled.split(","), arm, seed)
-            except ValueError as error:
+                arms[arm]["seeds"][seed], data = final_dsc(config)
+            except (ValueError, OSError) as error:
                 raise SystemExit(f"training.table3: {error}") from None
-            arms[arm]["seeds"][seed], data[arm] = final_dsc(config)
-            settings[arm] = {k: v for k, v in dataclasses.asdict(config).items() if k not in ("store", "out", "seed")}
-    for arm in arms.values():
-        arm["organs"] = results.summary(list(arm["seeds"].values()))
+            settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in ("store", "out", "seed")}
+            organs = results.summary(list(arms[arm]["seeds"].values()))
+            arms[arm] |= {"organs": organs, "config": settings, "data": data}
     device = torch.device("cuda" if torch.cuda.is_available() and base.device != "cpu" else "cpu")
-    result = {
-        **results.provenance(device),
-        **{arm: {**values, "config": settings[arm], "data": data[arm]} for arm, values in arms.items()},
-    }
-    results.write(result, arguments.output)
-    for organ, score in result["with_unlabelled"]["organs"].items():
+    result = {**results.provenance(device), **arms}
+    write_json(arguments.output, result)
+    for organ, score in arms["with_unlabelled"]["organs"].items():
         print(f"{organ:12} with {score['mean']:.4f}  without {arms['without_unlabelled']['organs'][organ]['mean']:.4f}")
 
 

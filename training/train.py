@@ -8,9 +8,10 @@ in training/method.py.
 import dataclasses
 import itertools
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -64,13 +65,16 @@ class Run:
         self.steps_per_epoch = max(1, len(self.samplers[0]) // config.labelled_per_batch)
         self.total_steps = None if config.train_s else max(1, round(config.epochs * self.steps_per_epoch))
 
-        branches = [initialise(DeepLabV3Plus(), 1000 * (config.seed + 1) + k) for k in range(config.branches)]
-        self.step, self.trained_s, self.validation, self.stages = 0, 0.0, None, []
+        self.branches = [initialise(DeepLabV3Plus(), 1000 * (config.seed + 1) + k) for k in range(config.branches)]
+        self.step, self.trained_s = 0, 0.0
+        self.validation: dict[str, Any] = {}  # empty before the first
+        self.stages: list[dict] = []
         self.path = Path(config.out) / checkpoint.FILE_NAME
         resumed = checkpoint.load(self.path) if self.path.exists() else None
         if config.init and not resumed:
-            self._start_from(branches)
-        self.branches = [branch.to(self.device, memory_format=torch.channels_last) for branch in branches]
+            self._start_from()
+        for branch in self.branches:
+            branch.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's gap
         self.optimisers = [_optimiser(branch, config) for branch in self.branches]
         if resumed:
             self._resume(resumed)
@@ -86,21 +90,22 @@ class Run:
             # Buffers are batch norm's: equal anyway when synchronised. On CPUs, where they cannot be, the first
             # process's statistics are kept.
             branch = DistributedDataParallel(branch, broadcast_buffers=False)
-        return torch.compile(branch) if self.config.compile else branch
+        return torch.compile(branch) if self.config.compile else branch  # type: ignore[return-value]  # it is a Module
 
-    def _start_from(self, branches: list[nn.Module]) -> None:
+    def _start_from(self) -> None:
         """Load `init`: as many branches as it has, then the first again."""
         loaded = [checkpoint.load_branches(Path(path)) for path in self.config.init.split(",")]
         states = [state for states, _ in loaded for state in states]
         self.stages = list(itertools.chain.from_iterable(stages for _, stages in loaded))
-        if len(states) < len(branches) and not self.rank:
-            print(f"{len(states)} branch for {len(branches)}: they start equal, only dropout and CutMix part them")
-        for branch, state in zip(branches, itertools.cycle(states), strict=False):
+        if len(states) < len(self.branches) and not self.rank:
+            print(f"{len(states)} branch for {len(self.branches)}: they start equal, only dropout and CutMix part them")
+        for branch, state in zip(self.branches, itertools.cycle(states), strict=False):
             fresh = {name: value.clone() for name, value in branch.classifier.state_dict().items()}
             branch.load_state_dict(state)
+            off = state["classifier.bias"] < SWITCHED_OFF_BIAS
             with torch.no_grad():  # a class that was switched off would never learn again
-                off = branch.classifier.bias < SWITCHED_OFF_BIAS
-                branch.classifier.weight[off], branch.classifier.bias[off] = fresh["weight"][off], fresh["bias"][off]
+                for name, parameter in branch.classifier.named_parameters():
+                    parameter[off] = fresh[name][off]
 
     def _resume(self, state: dict) -> None:
         differences = changed(state["config"], self.config)
@@ -118,7 +123,7 @@ class Run:
         for optimiser, optimiser_state in zip(self.optimisers, state["optimisers"], strict=True):
             optimiser.load_state_dict(optimiser_state)
         self.step, self.trained_s = state["step"], state["trained_s"]
-        self.validation, self.stages = state["validation"], state["stages"]
+        self.validation, self.stages = state["validation"] or {}, state["stages"]
 
     def save(self) -> None:
         """Write the checkpoint, on the first process."""
@@ -132,7 +137,7 @@ class Run:
             "step": self.step,
             "total_steps": self.total_steps,
             "trained_s": self.trained_s,
-            "validation": self.validation,
+            "validation": self.validation or None,
             "stages": self.stages,
         }
         checkpoint.save(state, self.path)
@@ -191,7 +196,7 @@ class Run:
                 for sampler, mine in zip(self.samplers, shares, strict=True)
             ]
             steps = itertools.count(self.step) if self.total_steps is None else range(self.step, self.total_steps)
-            batches = ([source.batch(step) for source in resident] for step in steps)
+            batches: Iterable[Sequence[Batch]] = ([source.batch(step) for source in resident] for step in steps)
         else:
             steps = range(self.step, self.total_steps or 1 << 30)
             pin = self.device.type == "cuda"
@@ -260,7 +265,7 @@ class Run:
 
 
 def _optimiser(branch: nn.Module, config: Config) -> torch.optim.Optimizer:
-    options = {"lr": config.lr, "weight_decay": config.weight_decay, "fused": True}
+    options: dict[str, Any] = {"lr": config.lr, "weight_decay": config.weight_decay, "fused": True}
     if config.optimiser == "adamw":
         return torch.optim.AdamW(branch.parameters(), **options)
     return torch.optim.SGD(branch.parameters(), momentum=config.momentum, **options)

@@ -4,15 +4,15 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from app.inference import segment_volume
 from app.labels import NUM_CLASSES, ORGANS
+from app.network import DeepLabV3Plus
 from app.postprocess import MIN_REGION_PX
 from app.segment import segment
 from training.config import Config
 from training.precision import mixed_precision
-from training.store import UNCERTAIN, Case, read_whole_case
+from training.store import UNCERTAIN, Case, read_pixels
 
 SLICES_PER_STEP = 8
 
@@ -35,7 +35,7 @@ def dice(prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
 
 
 def validate(
-    network: torch.nn.Module, store: Path, cases: list[Case], config: Config, data: dict
+    network: DeepLabV3Plus, store: Path, cases: list[Case], config: Config, data: dict
 ) -> dict[str, list[float]]:
     """DSC of a branch on whole labelled cases.
 
@@ -59,7 +59,7 @@ def validate(
     scores: dict[str, list[float]] = {}
     for case in cases:
         min_region_px = round(MIN_REGION_PX / case.settings.get("shrink", 1) ** 2)
-        hu, truth = read_whole_case(store, case)
+        hu, truth = read_pixels(store, case)
         with mixed_precision(device, config.bf16):
             segmentation = segment_volume(
                 segment_slices, hu, case.spacing_mm, data["spacing_mm"], data["slice_mm"],

@@ -92,8 +92,8 @@ class Recording(Sampler):
         if time_s < INTERVAL_S / 2:  # the first CPU figure needs an interval behind it
             return
         before, self._cpu_times = self._cpu_times, psutil.cpu_times()
-        if self._gpu:
-            self.samples.gpu_mib.append(self._gpu.used_mib())
+        if self._gpu and (used_mib := self._gpu.used_mib()) is not None:
+            self.samples.gpu_mib.append(used_mib)
         self.samples.cpu_percent.append(cpu_shares(before, self._cpu_times))
         self.samples.ram_mib.append(psutil.virtual_memory().used / 2**20)
 
@@ -131,7 +131,7 @@ def figures_of(seconds: float, samples: Samples) -> Figures:
 def above_idle(seconds: float, samples: Samples, idle: Idle) -> Figures:
     """The figures, after the idle machine's mean GPU memory, CPU use and RAM have been taken off every sample."""
     net = Samples(
-        [mib - idle.gpu_mib for mib in samples.gpu_mib],
+        [mib - (idle.gpu_mib or 0.0) for mib in samples.gpu_mib],
         [(user, system, idling + idle.cpu_percent) for user, system, idling in samples.cpu_percent],
         [mib - idle.ram_mib for mib in samples.ram_mib],
     )
@@ -140,4 +140,4 @@ def above_idle(seconds: float, samples: Samples, idle: Idle) -> Figures:
 
 def mean(rows: Sequence[Figures]) -> Figures:
     """Column by column; None where a value is."""
-    return Figures(*(None if None in column else statistics.fmean(column) for column in zip(*rows, strict=True)))
+    return Figures._make(None if None in column else statistics.fmean(column) for column in zip(*rows, strict=True))

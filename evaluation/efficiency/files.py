@@ -1,13 +1,12 @@
 """The files of an efficiency run, by the organizers' names and columns: their load_json.py reads them."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from evaluation import paper
 from evaluation.efficiency.case import Measurement
 from evaluation.efficiency.figures import INTERVAL_S, Figures, Idle, above_idle, mean
-from evaluation.output import whole_file, write_csv, write_text
+from evaluation.output import whole_file, write_csv, write_json
 
 COLUMNS = ("Name", "Time", "GPU_Mem", "AUC_GPU_Time", "CPU_Utilization", "AUC_CPU_Time", "RAM", "AUC_RAM_Time")
 
@@ -25,7 +24,7 @@ def write_case(folder: Path, measurement: Measurement, idle: Idle) -> None:
         "idle": idle._asdict(),
         "error": measurement.error,
     }
-    write_text(folder / f"{measurement.stem}.json", json.dumps(content, indent=1) + "\n")
+    write_json(folder / f"{measurement.stem}.json", content)
     for name, label, values, idle_value in (
         ("GPU", "GPU memory (MB)", samples.gpu_mib, idle.gpu_mib),
         ("CPU", "CPU utilisation (%)", samples.cpu_used_percent, idle.cpu_percent),

@@ -1,5 +1,6 @@
 """One case of a report: its files read once, its scores, volumes and pictures kept."""
 
+import math
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -35,7 +36,7 @@ class CaseReport(NamedTuple):
         record: What the run said.
         notes: What was found while reporting, one line each.
         volumes: By label; empty without a mask.
-        scores: Without a truth for this case None; a case without a mask scores zeros.
+        scores: By label; empty without a truth for this case, zeros without a mask.
         overviews: As `views.overviews`.
         strips: By label, as `views.organ_strip`.
     """
@@ -43,13 +44,14 @@ class CaseReport(NamedTuple):
     record: CaseRecord
     notes: tuple[str, ...] = ()
     volumes: Mapping[int, OrganVolume] = MappingProxyType({})
-    scores: Scores | None = None
+    scores: Scores = MappingProxyType({})
     overviews: Mapping[str, Picture] = MappingProxyType({})
     strips: Mapping[int, Picture] = MappingProxyType({})
 
     @property
-    def mean_dsc(self) -> float | None:
-        return float(np.mean([score.dsc for score in self.scores.values()])) if self.scores else None
+    def mean_dsc(self) -> float:
+        """Over the organs that are scored; NaN if none is."""
+        return float(np.mean([score.dsc for score in self.scores.values()])) if self.scores else math.nan
 
 
 def report_case(
@@ -71,20 +73,19 @@ def report_case(
     if record.mask is None or record.status == "failed":
         if record.status != "failed":
             notes.append("its mask is not there any more")
-        scores = dict.fromkeys(annotated, Score(0.0, 0.0)) if truth else None
-        return CaseReport(record, tuple(notes), scores=scores)
-    if "mask" in record.sums and file_sha256(record.mask) != record.sums["mask"]:
+        return CaseReport(record, tuple(notes), scores=dict.fromkeys(annotated if truth else (), Score(0.0, 0.0)))
+    if record.mask_sha256 and file_sha256(record.mask) != record.mask_sha256:
         notes.append("its mask is not the one that this run wrote: it has been changed since")
-    prediction, scores, true = read_mask(record.mask), None, None
-    if truth is not None:
-        true = read_mask(truth)
-        scores = score_masks(prediction, true, annotated)
+    prediction = read_mask(record.mask)
+    true = read_mask(truth) if truth else None
+    scores: Scores = score_masks(prediction, true, annotated) if true else {}
     scan = _scan(record, prediction, true, annotated, notes) if pictures else None
     volumes = _volumes(prediction)
     if scan is None:
         return CaseReport(record, tuple(notes), volumes, scores)
-    strips = {organ.label: organ_strip(record.name, scan, organ.label, volumes[organ.label].ml) for organ in ORGANS}
-    strips = {label: strip for label, strip in strips.items() if strip is not None}
+    strips = {
+        label: strip for label, volume in volumes.items() if (strip := organ_strip(record.name, scan, label, volume.ml))
+    }
     return CaseReport(record, tuple(notes), volumes, scores, overviews(record.name, scan), strips)
 
 
@@ -98,7 +99,7 @@ def _scan(record: CaseRecord, prediction: Mask, truth: Mask | None, annotated, n
     except InputError as error:
         notes.append(f"no pictures: {error}")
         return None
-    if record.sums.get("input", volume.sha256) != volume.sha256:
+    if record.input_sha256 not in ("", volume.sha256):
         notes.append("its CT is not the one that this run segmented: it has been changed since")
     if volume.geometry.in_file_order(volume.hu).shape != prediction.labels.shape:
         raise MaskError(f"{record.mask} and its CT differ in shape: is this the mask of that CT?")

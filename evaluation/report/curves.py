@@ -4,6 +4,7 @@ import base64
 import io
 from collections.abc import Sequence
 from itertools import groupby, pairwise
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -26,6 +27,9 @@ STAGE_COLOURS = {
     "postprocess": "#b56576", "write": "#6a994e", "preview": "#c9ada7",
 }  # fmt: skip
 OTHER_STAGE = "#d9d9d9"
+LEGEND: dict[str, Any] = {
+    "loc": "lower right", "bbox_to_anchor": (1, 1), "ncols": 4, "frameon": False, "borderaxespad": 0.1,
+}  # fmt: skip
 
 
 def curves(samples: Sequence[dict], cases: Sequence[str]) -> Picture | None:
@@ -65,9 +69,6 @@ def curves(samples: Sequence[dict], cases: Sequence[str]) -> Picture | None:
         axes.set_ylim(0, None)
     stages.set(xlabel="Time (s)", xlim=(0, samples[-1]["time_s"]))
     return _svg(figure, _words(samples, has_gpu))
-
-
-LEGEND = {"loc": "lower right", "bbox_to_anchor": (1, 1), "ncols": 4, "frameon": False, "borderaxespad": 0.1}
 
 
 def _gpu_panel(axes: Axes, samples: Sequence[dict]) -> None:

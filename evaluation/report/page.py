@@ -10,6 +10,7 @@ import numpy as np
 from app.labels import ORGANS
 from app.plausible import REFERENCES, WIDENING
 from app.preview import DISPLAY_WINDOW_HU
+from app.runjson import RunContent
 from evaluation import paper
 from evaluation.report.case import CaseReport
 from evaluation.report.curves import OTHER_STAGE, STAGE_COLOURS, curves, waiting_s
@@ -61,7 +62,7 @@ def _when(started: str) -> str:
     return f"{started[:4]}-{started[4:6]}-{started[6:8]} {started[9:11]}:{started[11:13]} UTC"
 
 
-def _setting(content: dict) -> list[str]:
+def _setting(content: RunContent) -> list[str]:
     versions = content.get("versions", {})
     return [
         f"weights {str(content.get('weights', {}).get('sha256', 'unknown'))[:12]}",

@@ -8,7 +8,7 @@ from pathlib import Path
 from app.cases import Case, find_cases
 from app.dicomseries import Series
 from app.errors import UsageError
-from app.runjson import RecordError, RunContent, read_record
+from app.runjson import CaseEntry, RecordError, RunContent, read_record
 
 
 class ReportError(Exception):
@@ -26,7 +26,7 @@ class CaseRecord:
         warnings: One line each.
         seconds: Stage -> seconds.
         ct, mask: Where they are now, the CT an image file or a DICOM series; None if they are not there any more.
-        sums: SHA-256 that the run recorded of "input" and "mask"; absent if it recorded none.
+        input_sha256, mask_sha256: As the run recorded them; "" if it recorded none.
         quality: "ok", "look" or "implausible"; "" if the run recorded none.
         reasons: Why, one line each.
     """
@@ -38,7 +38,8 @@ class CaseRecord:
     seconds: dict[str, float]
     ct: Path | Series | None
     mask: Path | None
-    sums: dict[str, str]
+    input_sha256: str = ""
+    mask_sha256: str = ""
     quality: str = ""
     reasons: tuple[str, ...] = ()
 
@@ -123,7 +124,7 @@ def _cases_in(folder: Path, outputs: Path) -> list[Case]:
         return []
 
 
-def _ct(entry: dict, outputs: Path, moved: dict[str, Path | Series]) -> Path | Series | None:
+def _ct(entry: CaseEntry, outputs: Path, moved: dict[str, Path | Series]) -> Path | Series | None:
     """Where the CT of a case is now; `moved` has those of another folder, by case name."""
     recorded = Path(entry["input"])
     if entry["name"] in moved:
@@ -134,7 +135,7 @@ def _ct(entry: dict, outputs: Path, moved: dict[str, Path | Series]) -> Path | S
     return recorded if recorded.is_file() else None
 
 
-def _case(entry: dict, outputs: Path, moved: dict[str, Path | Series]) -> CaseRecord:
+def _case(entry: CaseEntry, outputs: Path, moved: dict[str, Path | Series]) -> CaseRecord:
     quality = entry.get("quality", {})
     masks = [path for path in (outputs / Path(entry["mask"]).name, Path(entry["mask"])) if path.is_file()]
     return CaseRecord(
@@ -145,7 +146,8 @@ def _case(entry: dict, outputs: Path, moved: dict[str, Path | Series]) -> CaseRe
         seconds=dict(entry.get("seconds", {})),
         ct=_ct(entry, outputs, moved),
         mask=masks[0] if masks else None,
-        sums={kind: entry[f"{kind}_sha256"] for kind in ("input", "mask") if entry.get(f"{kind}_sha256")},
+        input_sha256=entry.get("input_sha256", ""),
+        mask_sha256=entry.get("mask_sha256", ""),
         quality=quality.get("verdict", ""),
         reasons=tuple(quality.get("reasons", ())),
     )

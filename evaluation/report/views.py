@@ -6,6 +6,7 @@ show the patient's right (or front) on the left, and the head (or front) on top.
 
 import base64
 import io
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -59,7 +60,8 @@ class Picture(NamedTuple):
     alt: str
 
 
-class _View(NamedTuple):
+@dataclass(frozen=True)
+class _View:
     """A rectangle of one slice, and the square pixels that show it.
 
     Attributes:
@@ -162,16 +164,16 @@ def overviews(name: str, scan: Scan) -> dict[str, Picture]:
         wrong = [np.count_nonzero(p != t) for p, t in zip(scan.prediction, scan.truth, strict=True)]
         worst = _whole_view(every, 0, int(np.argmax(wrong)), scan.spacing_mm) if any(wrong) else axial
         pictures["truth"] = picture(axial, scan.truth, "true organs over the CT")
-        pictures["errors"] = _errors(name, scan, axial)
+        pictures["errors"] = _errors(name, scan, scan.truth, axial)
         pictures["worst prediction"] = picture(worst, scan.prediction, "segmented organs over the CT")
         pictures["worst truth"] = picture(worst, scan.truth, "true organs over the CT")
-        pictures["worst errors"] = _errors(name, scan, worst)
+        pictures["worst errors"] = _errors(name, scan, scan.truth, worst)
     return pictures
 
 
-def _errors(name: str, scan: Scan, view: _View) -> Picture:
+def _errors(name: str, scan: Scan, true: np.ndarray, view: _View) -> Picture:
     rgb = view.grey(scan.hu)
-    prediction, truth = view.labels(scan.prediction), view.labels(scan.truth)
+    prediction, truth = view.labels(scan.prediction), view.labels(true)
     areas = {
         CORRECT: (prediction == truth) & (truth > 0),
         FALSE_POSITIVE: (prediction != truth) & (prediction > 0),

@@ -7,10 +7,10 @@ class TableError(Exception):
     """A result file or a block that cannot be used. `str` is one line."""
 
 
-def markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def markdown(heads: Sequence[str], rows: Sequence[Sequence]) -> str:
     """A Markdown table: its first column left-aligned, the others right-aligned."""
     lines = [heads, ["---", *["---:"] * (len(heads) - 1)], *rows]
-    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+    return "".join(f"| {' | '.join(map(str, cells))} |\n" for cells in lines)
 
 
 def machine(result: dict) -> str:

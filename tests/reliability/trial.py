@@ -70,7 +70,7 @@ def _merge(output: Path, module: str, options: dict, seconds: float, rows: list[
     import torch  # not before: the trial of hostile files forks a small process thousands of times
 
     from benchmarks.machine import provenance
-    from training.results import write
+    from evaluation.output import write_json
 
     trials = json.loads(output.read_text())["trials"] if output.exists() else {}
     trials[module.rpartition(".")[2]] = {
@@ -81,4 +81,4 @@ def _merge(output: Path, module: str, options: dict, seconds: float, rows: list[
         "seconds": seconds,
         "rows": [entry._asdict() for entry in rows],
     }
-    write({"trials": dict(sorted(trials.items()))}, output)
+    write_json(output, {"trials": dict(sorted(trials.items()))})

@@ -7,14 +7,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from training.batch import Slices
+from training.batch import Array, Slices
 from training.config import Config
 
 
 class Blur(NamedTuple):
     """float32 (N,), share of a Gaussian of sigma 1 pixel that is mixed in; a negative one sharpens."""
 
-    share: np.ndarray | Tensor
+    share: Array
 
 
 def draw(rng: np.random.Generator, slices: Slices, config: Config, labelled: bool) -> Blur:

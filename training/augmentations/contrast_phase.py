@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from app.labels import NUM_CLASSES
-from training.batch import Slices
+from training.batch import Array, Slices
 from training.config import Config
 
 # By label, of an organ without contrast medium: rounded medians in two unenhanced scans (acrin_flt001, lidc0314) and
@@ -29,7 +29,7 @@ RIM_PX = 2  # an organ's blurred edge reaches this far out of its label
 class ContrastPhase(NamedTuple):
     """float32 (N, 14), for each label value 0 as scanned, 1 unenhanced, negative brighter than scanned."""
 
-    washout: np.ndarray | Tensor
+    washout: Array
 
 
 def draw(rng: np.random.Generator, slices: Slices, config: Config, labelled: bool) -> ContrastPhase:

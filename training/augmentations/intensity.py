@@ -7,17 +7,17 @@ import torch
 from torch import Tensor
 
 from app.labels import NUM_CLASSES
-from training.batch import Slices
+from training.batch import Array, Slices
 from training.config import Config
 
 
 class Intensity(NamedTuple):
     """float32 (N, 14), of each label value (background stays), and (N,), of the whole slice; offsets in HU."""
 
-    organ_offset_hu: np.ndarray | Tensor
-    organ_scale: np.ndarray | Tensor
-    slice_offset_hu: np.ndarray | Tensor
-    slice_scale: np.ndarray | Tensor
+    organ_offset_hu: Array
+    organ_scale: Array
+    slice_offset_hu: Array
+    slice_scale: Array
 
 
 def draw(rng: np.random.Generator, slices: Slices, config: Config, labelled: bool) -> Intensity:

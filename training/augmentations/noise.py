@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from training.batch import Slices
+from training.batch import Array, Slices
 from training.config import Config
 
 BANK_PX = 1024
@@ -16,8 +16,8 @@ BANK_PX = 1024
 class Noise(NamedTuple):
     """float32 (N,), standard deviation in HU; float32 (N, 2), where the window lies, 0..1 of the way down and right."""
 
-    sd_hu: np.ndarray | Tensor
-    place: np.ndarray | Tensor
+    sd_hu: Array
+    place: Array
 
 
 def draw(rng: np.random.Generator, slices: Slices, config: Config, labelled: bool) -> Noise:

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from training.batch import Slices
+from training.batch import Array, Slices
 from training.config import Config
 
 RESTORED_SHARE, CUT_SHARE = 0.8, 0.2  # of the saturated slices, and of the true ones
@@ -21,9 +21,9 @@ CUT_AT_HU = 275  # where BTCV's scans were cut off
 class Saturation(NamedTuple):
     """float32 (N,) each, HU: where the slice was cut off, what is added there inside bone, where it is cut off now."""
 
-    limit_hu: np.ndarray | Tensor
-    excess_hu: np.ndarray | Tensor
-    cut_at_hu: np.ndarray | Tensor
+    limit_hu: Array
+    excess_hu: Array
+    cut_at_hu: Array
 
 
 def draw(rng: np.random.Generator, slices: Slices, config: Config, labelled: bool) -> Saturation:

@@ -3,17 +3,16 @@
 from typing import NamedTuple
 
 import numpy as np
-from torch import Tensor
 
-from training.batch import Slices
+from training.batch import Array, Slices
 from training.config import Config
 
 
 class Statistics(NamedTuple):
     """float32 (N,) each, HU: what the slice is z-scored with."""
 
-    mean_hu: np.ndarray | Tensor
-    std_hu: np.ndarray | Tensor
+    mean_hu: Array
+    std_hu: Array
 
 
 def draw(rng: np.random.Generator, slices: Slices, config: Config, labelled: bool) -> Statistics:

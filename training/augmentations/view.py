@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from training.batch import Slices
+from training.batch import Array, Slices
 from training.config import Config
 
 WARP_POINT_PX = 64  # between the points of a smooth warp: about the size of an organ
@@ -26,12 +26,12 @@ class View(NamedTuple):
         warp_px: float32 (N, 2, points, points), displacement (x, y) at points over the crop.
     """
 
-    matrix: np.ndarray | Tensor
-    shift_px: np.ndarray | Tensor
-    organ: np.ndarray | Tensor
-    organ_pixel: np.ndarray | Tensor
-    organ_shift_px: np.ndarray | Tensor
-    warp_px: np.ndarray | Tensor
+    matrix: Array
+    shift_px: Array
+    organ: Array
+    organ_pixel: Array
+    organ_shift_px: Array
+    warp_px: Array
 
 
 def draw(rng: np.random.Generator, slices: Slices, config: Config, labelled: bool) -> View:
@@ -71,7 +71,7 @@ def grid(labels: Tensor, drawn: View, config: Config) -> Tensor:
         found, at_px = _organ_pixel(labels, drawn.organ, drawn.organ_pixel)
         shift_px = torch.where(found[:, None], at_px - frame_px / 2 + drawn.organ_shift_px, shift_px)
     affine = torch.cat([drawn.matrix * crop / frame_px, 2 / frame_px * shift_px[:, :, None]], dim=2)
-    places = F.affine_grid(affine, (len(labels), 1, crop, crop), align_corners=False)
+    places = F.affine_grid(affine, [len(labels), 1, crop, crop], align_corners=False)
     if config.warp_px:
         warp_px = F.interpolate(drawn.warp_px, (crop, crop), mode="bicubic", align_corners=True)
         places = places + 2 / frame_px * warp_px.permute(0, 2, 3, 1)
