@@ -31,20 +31,20 @@ from app.weights import load_weights
 from benchmarks.machine import provenance, result_path
 from benchmarks.process import ROOT, Cost, app_command, measured, run_app
 from benchmarks.scan import EXAMPLE, make_scan
-from evaluation.efficiency.figures import IDLE_S, Recording, above_idle, figures_of, measure_idle, open_gpu
+from evaluation.efficiency.figures import IDLE_S, Recording, Samples, above_idle, figures_of, measure_idle, open_gpu
 from evaluation.output import write_json
 
 IMPORT_TIME = re.compile(r"import time:\s+(\d+) \|\s+\d+ \|\s+(\S+)$")
 
 
-def run_ours(scan: Path, outputs: Path, options) -> tuple:
+def run_ours(scan: Path, outputs: Path, options: argparse.Namespace) -> tuple[Cost, Samples, dict]:
     """Cost, organizers' samples, and our program's own record of the run."""
     with Recording(options.gpu) as recording:
         cost, record = run_app(scan, outputs, options.weights, options.device, options.threads)
     return cost, recording.complete(), record
 
 
-def run_naive(scan: Path, mask: Path, options) -> tuple:
+def run_naive(scan: Path, mask: Path, options: argparse.Namespace) -> tuple[Cost, Samples, dict]:
     """Cost, organizers' samples, and what the naive program printed."""
     command = [sys.executable, "-m", "benchmarks.naive", str(scan), str(mask), "--device", options.device]
     with Recording(options.gpu) as recording:
@@ -52,7 +52,9 @@ def run_naive(scan: Path, mask: Path, options) -> tuple:
     return cost, recording.complete(), json.loads(printed)
 
 
-def entry(cost, samples, seconds: dict[str, float], reserved_mib: float | None, options) -> dict:
+def entry(
+    cost: Cost, samples: Samples, seconds: dict[str, float], reserved_mib: float | None, options: argparse.Namespace
+) -> dict:
     """What the result file says of one run."""
     figures = figures_of(cost.wall_s, samples)
     return {
@@ -64,12 +66,12 @@ def entry(cost, samples, seconds: dict[str, float], reserved_mib: float | None, 
     }
 
 
-def ours_entry(cost, samples, record: dict, options) -> dict:
+def ours_entry(cost: Cost, samples: Samples, record: dict, options: argparse.Namespace) -> dict:
     seconds = {"start-up": record["start_up_s"], **record["cases"][0]["seconds"]}
     return entry(cost, samples, seconds, record["monitor"]["peak_torch_reserved_mib"], options)
 
 
-def float32_mask(scan: Path, options) -> np.ndarray:
+def float32_mask(scan: Path, options: argparse.Namespace) -> np.ndarray:
     """The mask that our pipeline gives in float32, of the scan as it is."""
     weights, volume = load_weights(options.weights), read_volume(scan)
     device = torch.device(options.device)
@@ -82,7 +84,7 @@ def float32_mask(scan: Path, options) -> np.ndarray:
     return segment_volume(segment_slices, volume.hu, spacing_mm, weights.spacing_mm, weights.slice_mm).labels
 
 
-def profile(scan: Path, outputs: Path, options) -> dict:
+def profile(scan: Path, outputs: Path, options: argparse.Namespace) -> dict:
     """What our program does when: stages and use of CPU and memory every 0.1 s, and seconds of each package's import.
 
     The monitor sees the run from its entry to its end; what comes before and after is the process itself.

@@ -9,6 +9,7 @@ import itertools
 from pathlib import Path
 
 import torch
+from torch import nn
 from torch.utils.benchmark import Timer
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -42,14 +43,14 @@ def seconds(statement: str, names: dict, threads: int, min_time_s: float) -> flo
     return Timer(statement, globals=names, num_threads=threads).blocked_autorange(min_run_time=min_time_s).median
 
 
-def matmul_tflops(device: str, dtype: torch.dtype, options) -> float:
+def matmul_tflops(device: str, dtype: torch.dtype, options: argparse.Namespace) -> float:
     """What a square matrix product reaches."""
     n = options.matrix or MATRIX[device]
     a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
     return 2e-12 * n**3 / seconds("a @ b", {"a": a, "b": b}, options.threads, options.min_time_s)
 
 
-def network(state: dict, form: str, device: str, dtype: torch.dtype, memory_format: torch.memory_format):
+def network(state: dict, form: str, device: str, dtype: torch.dtype, memory_format: torch.memory_format) -> nn.Module:
     """The trained network in a form, in evaluation mode."""
     network = DeepLabV3Plus()
     network.load_state_dict(state)

@@ -20,7 +20,7 @@ from evaluation.output import write_json
 VOXEL_BYTES = 3  # int16 HU and uint8 label
 
 
-def measure(shape_zyx: tuple[int, int, int], options, slice_mm: float | None = None) -> dict:
+def measure(shape_zyx: tuple[int, int, int], options: argparse.Namespace, slice_mm: float | None = None) -> dict:
     """One scan, one process."""
     with tempfile.TemporaryDirectory(prefix="scaling-") as folder:
         scan = Path(folder) / "scan_0000.nii.gz"

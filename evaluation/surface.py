@@ -10,6 +10,7 @@ in common is found without a search (it is most of them), and the rest ask a k-d
 tolerance.
 """
 
+from collections.abc import Iterable
 from itertools import permutations, product
 
 import numpy as np
@@ -59,7 +60,7 @@ def _normals_of_all_codes() -> np.ndarray:
 _EIGHTHS = _normals_of_all_codes()
 
 
-def surface_areas_mm2(spacing_mm) -> np.ndarray:
+def surface_areas_mm2(spacing_mm: Iterable[float]) -> np.ndarray:
     """Area of the surface element of each of the 256 block codes.
 
     Args:
@@ -88,7 +89,9 @@ def block_codes(mask: np.ndarray) -> np.ndarray:
     return codes[:-1] << 4 | codes[1:]
 
 
-def normalised_surface_dice(prediction: np.ndarray, truth: np.ndarray, spacing_mm, tolerance_mm: float) -> float:
+def normalised_surface_dice(
+    prediction: np.ndarray, truth: np.ndarray, spacing_mm: Iterable[float], tolerance_mm: float
+) -> float:
     """Share of both surfaces, by area, that lies within the tolerance of the other one.
 
     Args:
@@ -104,10 +107,10 @@ def normalised_surface_dice(prediction: np.ndarray, truth: np.ndarray, spacing_m
             three positive numbers.
     """
     check_masks(prediction, truth)
-    spacing_mm = np.array([float(spacing) for spacing in spacing_mm])
-    if spacing_mm.shape != (3,) or not (spacing_mm > 0).all():
-        raise ValueError(f"spacing_mm must be three positive numbers, got {spacing_mm.tolist()}")
-    areas_mm2 = surface_areas_mm2(spacing_mm)
+    axes_mm = np.array([float(spacing) for spacing in spacing_mm])
+    if axes_mm.shape != (3,) or not (axes_mm > 0).all():
+        raise ValueError(f"spacing_mm must be three positive numbers, got {axes_mm.tolist()}")
+    areas_mm2 = surface_areas_mm2(axes_mm)
     codes = [block_codes(mask) for mask in (prediction, truth)]
     surfaces = [(code != 0) & (code != 255) for code in codes]
     shared = surfaces[0] & surfaces[1]
@@ -115,7 +118,7 @@ def normalised_surface_dice(prediction: np.ndarray, truth: np.ndarray, spacing_m
     for code, surface, other in zip(codes, surfaces, reversed(surfaces), strict=True):
         element_mm2 = areas_mm2[code[surface]]
         agrees = shared[surface]  # distance 0
-        agrees[~agrees] = _near(surface & ~shared, other, spacing_mm, tolerance_mm)
+        agrees[~agrees] = _near(surface & ~shared, other, axes_mm, tolerance_mm)
         total_mm2 += element_mm2.sum()
         agreeing_mm2 += element_mm2[agrees].sum()
     return float(agreeing_mm2 / total_mm2) if total_mm2 else float("nan")

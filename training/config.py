@@ -6,9 +6,10 @@ The command line is made from this class, a checkpoint carries it, and an unknow
 import argparse
 import dataclasses
 from dataclasses import dataclass, field
+from typing import Any
 
 
-def setting(default, help: str):
+def setting(default: Any, help: str) -> Any:
     return field(default=default, metadata={"help": help})
 
 
@@ -74,8 +75,8 @@ class Config:
     validate_every_epochs: float = setting(10.0, "epochs between validations (with --fold)")
     checkpoint_every_s: float = setting(300.0, "seconds between checkpoints")
 
-    def __post_init__(self):
-        def require(condition, message):
+    def __post_init__(self) -> None:
+        def require(condition: bool, message: str) -> None:
             if not condition:
                 raise ValueError(message)
 

@@ -1,6 +1,7 @@
 """Several processes as one: which part of a batch is whose, and sums over all of them."""
 
 import os
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -44,13 +45,13 @@ class _Sum(torch.autograd.Function):
     """all_reduce with its gradient: each process's loss depends on every process's summand."""
 
     @staticmethod
-    def forward(ctx, value: Tensor) -> Tensor:
+    def forward(ctx: Any, value: Tensor) -> Tensor:
         total = value.clone()
         dist.all_reduce(total)
         return total
 
     @staticmethod
-    def backward(ctx, gradient: Tensor) -> Tensor:
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
         total = gradient.clone()
         dist.all_reduce(total)
         return total

@@ -50,8 +50,8 @@ def data_table(stages: list[dict]) -> str:
     rows = []
     for key, kinds in counts.items():
         name, licence = SOURCES.get(key, (key, "not recorded"))
-        rows.append([name, licence, len(kinds["labelled"]), len(kinds["unlabelled"])])
-    return markdown(["source", "licence", "cases with labels", "cases without"], rows)
+        rows.append([f"{name}; {licence}", len(kinds["labelled"]), len(kinds["unlabelled"])])
+    return markdown(["source; licence", "cases with labels", "cases without"], rows)
 
 
 def stage_table(stages: list[dict]) -> str:
@@ -70,13 +70,13 @@ def stage_table(stages: list[dict]) -> str:
 def recipe_note(shipped: list[dict], folds: list[dict]) -> str:
     """Whether the cross-validated networks were trained as the shipped one was."""
 
-    def recipe(stages):
+    def recipe(stages: list[dict]) -> list[list]:
         return [
             [len(stage.get("mean_of") or []), *(stage["config"].get(key) for key in STAGE_SETTINGS if key != "seed")]
             for stage in stages
         ]
 
-    def steps(stages):
+    def steps(stages: list[dict]) -> str:
         return " + ".join(str(stage["step"]) for stage in stages)
 
     same = all(recipe(fold["stages"]) == recipe(shipped) for fold in folds)

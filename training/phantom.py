@@ -4,6 +4,7 @@ Ellipsoids at plausible places, sizes and HU in a body of fat and muscle. It say
 """
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -40,7 +41,7 @@ ORGANS = (  # painted in this order: what comes later lies in front
     Ellipsoid(9, (62, 58, -10), (17, 22, 25), 10),  # gallbladder
     Ellipsoid(10, (-10, -6, 90), (10, 9, 45), 45),  # esophagus
 )
-BODY_MM, WALL_MM, SPINE_MM = (170, 120), (155, 105), ((0, -65), (22, 20))
+BODY_MM, WALL_MM, INSIDE_MM, SPINE_MM = (170, 120), (155, 105), (143, 93), ((0, -65), (22, 20))
 
 
 def phantom(seed: int, size_px: int = 128, slices: int = 40) -> tuple[np.ndarray, np.ndarray, tuple[float, ...]]:
@@ -60,12 +61,12 @@ def phantom(seed: int, size_px: int = 128, slices: int = 40) -> tuple[np.ndarray
     size = rng.uniform(0.9, 1.1)  # of the patient
     x, y, z = (axis * mm / size for axis, mm in zip((x, y, z), reversed(spacing_mm), strict=True))
 
-    def ellipse(centre, radii):
+    def ellipse(centre: Sequence[float], radii: Sequence[float]) -> np.ndarray:
         return ((x - centre[0]) / radii[0]) ** 2 + ((y - centre[1]) / radii[1]) ** 2
 
     hu = np.full((slices, size_px, size_px), -1000.0)
     labels = np.zeros(hu.shape, np.uint8)
-    for radii, value in ((BODY_MM, -100), (WALL_MM, 55), (np.subtract(WALL_MM, 12), -90)):
+    for radii, value in ((BODY_MM, -100), (WALL_MM, 55), (INSIDE_MM, -90)):
         hu[:, ellipse((0, 0), radii)[0] <= 1] = value
     hu[:, ellipse(*SPINE_MM)[0] <= 1] = 350
     for organ in ORGANS:

@@ -9,6 +9,7 @@ import io
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from app.record import file_sha256
 
@@ -32,7 +33,7 @@ class _Cut(io.RawIOBase):
     def writable(self) -> bool:
         return True
 
-    def write(self, data) -> int:
+    def write(self, data: Any) -> int:
         self._piece += data
         while len(self._piece) > self.piece_bytes:
             self._put(bytes(self._piece[: self.piece_bytes]))
@@ -65,7 +66,7 @@ class _Joined(io.RawIOBase):
     def readable(self) -> bool:
         return True
 
-    def readinto(self, buffer) -> int:
+    def readinto(self, buffer: Any) -> int:
         self._rest = self._rest or next(self._blocks, b"")
         given = self._rest[: len(buffer)]
         self._rest = self._rest[len(given) :]

@@ -181,7 +181,7 @@ def shrink(hu: np.ndarray, labels: np.ndarray | None, factor: int) -> tuple[np.n
     """Slices smaller by a whole factor: the mean HU and the commonest label of each block; a rest at the rim goes."""
     depth, height, width = (hu.shape[0], hu.shape[1] // factor, hu.shape[2] // factor)
 
-    def blocks(volume):  # (z, y, x, factor * factor)
+    def blocks(volume: np.ndarray) -> np.ndarray:  # (z, y, x, factor * factor)
         whole = volume[:, : height * factor, : width * factor].reshape(depth, height, factor, width, factor)
         return whole.transpose(0, 1, 3, 2, 4).reshape(depth, height, width, -1)
 

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import evaluation.report
 from app.labels import ORGANS
 from evaluation.masks import MaskError
 from evaluation.organs import AnnotatedOrgans, annotated_organs
@@ -18,16 +19,18 @@ INCOMPLETE_EXIT, ERROR_EXIT = 1, 2
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m evaluation.report", description="What a run did, for a person to read."
+        prog="python -m evaluation.report",
+        description=evaluation.report.__doc__,
+        epilog="Exit status: 0 done; 1 the mask or truth of a case is unusable, which the page says; 2 no page.",
     )
     add = parser.add_argument
     add("run", type=Path, metavar="RUN", help="a run's log folder, or an outputs folder: its newest run")
     add("-o", "--output", type=Path, required=True, metavar="HTML", help="the page; volumes.csv is written beside it")
-    add("--truth", type=Path, metavar="DIR", help="ground truths, under the masks' names")
-    add("--organs", "--annotated", type=annotated_organs, default="1-13", metavar="LIST_OR_TSV",
+    add("--truth", type=Path, metavar="DIR", help="folder of ground truths, named as the masks: CASE.nii.gz")
+    add("--organs", type=annotated_organs, default="1-13", metavar="LIST_OR_TSV",
         help="organs annotated in the truths, as evaluation.accuracy takes them (default: all)")  # fmt: skip
-    add("--inputs", type=Path, metavar="DIR", help="where the CTs are, if not where the run read them")
-    add("--no-pictures", action="store_true", help="tables and curves only")
+    add("--inputs", type=Path, metavar="DIR", help="folder of the CTs, if they are not where the run read them")
+    add("--no-pictures", action="store_true", help="tables and curves only: faster")
     arguments = parser.parse_args(argv)
     if arguments.output.suffix not in (".html", ".htm"):
         parser.error(f"-o must end in .html, got {arguments.output}")

@@ -89,7 +89,9 @@ def report_case(
     return CaseReport(record, tuple(notes), volumes, scores, overviews(record.name, scan), strips)
 
 
-def _scan(record: CaseRecord, prediction: Mask, truth: Mask | None, annotated, notes: list[str]) -> Scan | None:
+def _scan(
+    record: CaseRecord, prediction: Mask, truth: Mask | None, annotated: Collection[int], notes: list[str]
+) -> Scan | None:
     """The case in memory, or None with a note if there is no CT to draw on."""
     if record.ct is None:
         notes.append("its CT is not where the run found it: no pictures (--inputs DIR tells where it is)")

@@ -121,7 +121,7 @@ def stage_spans(samples: Sequence[dict]) -> list[tuple[str, str, float, float]]:
     stages = dict.fromkeys(name for row in samples for name in row["stage"].split("+") if name)
     for stage in stages:
 
-        def case_of(pair, stage=stage):
+        def case_of(pair: tuple[dict, float], stage: str = stage) -> str | None:
             running, cases = pair[0]["stage"].split("+"), pair[0]["case"].split("+")
             if stage not in running:
                 return None

@@ -187,7 +187,7 @@ def _errors(name: str, scan: Scan, true: np.ndarray, view: _View) -> Picture:
     return _encode(_annotated(rgb, view, "R"), alt)
 
 
-def _organ_view(organ: np.ndarray, axis: int, spacing_mm) -> _View:
+def _organ_view(organ: np.ndarray, axis: int, spacing_mm: tuple[float, float, float]) -> _View:
     """Square, around the organ's largest slice along an axis."""
     others = tuple(a for a in range(3) if a != axis)
     index = int(np.argmax(organ.sum(axis=others)))
@@ -198,7 +198,7 @@ def _organ_view(organ: np.ndarray, axis: int, spacing_mm) -> _View:
     return _View(axis, index, spacing, top_mm, left_mm, side_mm / TILE_PX, (TILE_PX, TILE_PX))
 
 
-def _whole_view(labels: np.ndarray, axis: int, index: int, spacing_mm) -> _View:
+def _whole_view(labels: np.ndarray, axis: int, index: int, spacing_mm: tuple[float, float, float]) -> _View:
     """All organs of the case as seen along an axis, and a margin."""
     spacing = np.delete(spacing_mm, axis)
     projection = labels.max(axis=axis)[::-1, ::-1]
@@ -213,10 +213,10 @@ def _whole_view(labels: np.ndarray, axis: int, index: int, spacing_mm) -> _View:
     return _View(axis, index, spacing, top_mm, left_mm, mm_per_px, OVERVIEW_PX)
 
 
-def _box_mm(plane: np.ndarray, spacing) -> tuple[np.ndarray, np.ndarray]:
+def _box_mm(plane: np.ndarray, spacing_mm: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Corners of the box around what is not zero."""
     spans = [np.flatnonzero(plane.any(axis=axis)) for axis in (1, 0)]
-    return np.array([s[0] for s in spans]) * spacing, np.array([s[-1] + 1 for s in spans]) * spacing
+    return np.array([s[0] for s in spans]) * spacing_mm, np.array([s[-1] + 1 for s in spans]) * spacing_mm
 
 
 def _contour(rgb: np.ndarray, inside: np.ndarray, label: int, width_px: int) -> None:
