@@ -37,19 +37,22 @@ from evaluation.output import write_json
 IMPORT_TIME = re.compile(r"import time:\s+(\d+) \|\s+\d+ \|\s+(\S+)$")
 
 
-def run_ours(scan: Path, outputs: Path, options: argparse.Namespace) -> tuple[Cost, Samples, dict]:
-    """Cost, organizers' samples, and our program's own record of the run."""
+def run_ours(scan: Path, outputs: Path, options: argparse.Namespace) -> tuple[dict, dict]:
+    """What the result file says of a run of our program, and its run.json."""
     with Recording(options.gpu) as recording:
         cost, record = run_app(scan, outputs, options.weights, options.device, options.threads)
-    return cost, recording.complete(), record
+    seconds = {"start-up": record["start_up_s"], **record["cases"][0]["seconds"]}
+    reserved_mib = record["monitor"]["peak_torch_reserved_mib"]
+    return entry(cost, recording.complete(), seconds, reserved_mib, options), record
 
 
-def run_naive(scan: Path, mask: Path, options: argparse.Namespace) -> tuple[Cost, Samples, dict]:
-    """Cost, organizers' samples, and what the naive program printed."""
+def run_naive(scan: Path, mask: Path, options: argparse.Namespace) -> dict:
+    """What the result file says of a run of the naive program."""
     command = [sys.executable, "-m", "benchmarks.naive", str(scan), str(mask), "--device", options.device]
     with Recording(options.gpu) as recording:
         cost, printed = measured([*command, "--weights", str(options.weights)], options.threads)
-    return cost, recording.complete(), json.loads(printed)
+    own = json.loads(printed)
+    return entry(cost, recording.complete(), own["seconds"], own["torch_reserved_mib"], options)
 
 
 def entry(
@@ -64,11 +67,6 @@ def entry(
         "organizers": figures._asdict(),
         "organizers_above_idle": above_idle(cost.wall_s, samples, options.idle)._asdict(),
     }
-
-
-def ours_entry(cost: Cost, samples: Samples, record: dict, options: argparse.Namespace) -> dict:
-    seconds = {"start-up": record["start_up_s"], **record["cases"][0]["seconds"]}
-    return entry(cost, samples, seconds, record["monitor"]["peak_torch_reserved_mib"], options)
 
 
 def float32_mask(scan: Path, options: argparse.Namespace) -> np.ndarray:
@@ -153,13 +151,12 @@ def main(arguments: list[str] | None = None) -> None:
         scan = scratch / "scan_0000.nii.gz"
         make_scan(scan, (options.slices, options.size, options.size), options.source)
         for k in range(options.runs):
-            cost, samples, record = run_ours(scan, scratch / f"ours{k}", options)
-            ours.append(ours_entry(cost, samples, record, options))
-            print(f"ours {cost.wall_s:7.2f} s", flush=True)
+            run, record = run_ours(scan, scratch / f"ours{k}", options)
+            ours.append(run)
+            print(f"ours {run['wall_s']:7.2f} s", flush=True)
             if with_naive:
-                cost, samples, printed = run_naive(scan, scratch / "naive.nii.gz", options)
-                naive.append(entry(cost, samples, printed["seconds"], printed["torch_reserved_mib"], options))
-                print(f"naive {cost.wall_s:6.2f} s", flush=True)
+                naive.append(run_naive(scan, scratch / "naive.nii.gz", options))
+                print(f"naive {naive[-1]['wall_s']:6.2f} s", flush=True)
         profiled = profile(scan, scratch / "profile", options)
         mask = read_volume(scratch / "ours0" / "scan.nii.gz").hu
         reference = float32_mask(scan, options)

@@ -37,7 +37,7 @@ def measured(command: list[str], threads: int) -> tuple[Cost, str]:
     """Run a command on as many CPUs as threads; its cost, and what it printed.
 
     Raises:
-        CommandFailed: See there.
+        CommandFailed: Its exit status is not 0.
         ValueError: This process may not use so many CPUs.
     """
     cpus = os.sched_getaffinity(0)

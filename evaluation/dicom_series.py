@@ -81,7 +81,7 @@ def _find_series(path: Path) -> list[list[pydicom.Dataset]]:
 def _ct_header(file: Path) -> pydicom.Dataset | None:
     """The header of a CT image; None of a localizer, another object, another file or a damaged one.
 
-    A damaged image is not lost sight of: its slice of the mask has no image.
+    A damaged image does not go unnoticed: `_lay` then finds a slice of the mask without an image.
     """
     try:
         header = pydicom.dcmread(file, stop_before_pixels=True)
@@ -112,7 +112,7 @@ def _lay(mask: Mask, images: list[pydicom.Dataset]) -> MaskOnSeries:
     frame_to_lps[:3, 2] = normal / np.linalg.norm(normal)
     mask_to_lps = np.vstack([LPS_TO_RAS @ mask.affine[:3], mask.affine[3]])
     if not (is_invertible(frame_to_lps) and is_invertible(mask_to_lps)):
-        raise SeriesError("the one or the other has no orientation")
+        raise SeriesError("its grid or the mask's has no orientation")
 
     turn = io_orientation(np.linalg.inv(frame_to_lps) @ mask_to_lps)
     labels = apply_orientation(mask.labels.T, turn).T  # (slice, row, column)

@@ -78,7 +78,7 @@ def test_only_runs_of_one_stage_have_a_mean(runs, tmp_path):
     seed1, seed2, first = paths(folder, "seed1", "seed2", "first")
     with pytest.raises(ValueError, match="two files at least"):
         average([seed1])
-    with pytest.raises(ValueError, match="the same twice: seed 1, seed 1"):
+    with pytest.raises(ValueError, match="one run twice: seed 1, seed 1"):
         average([seed1, seed1])
     kaiming = dataclasses.replace(settings, out=str(tmp_path / "fresh"), seed=3)
     Run(kaiming).train()  # from Kaiming: its weights have nothing to do with the others'

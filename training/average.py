@@ -21,7 +21,7 @@ def average(paths: list[Path]) -> dict:
         paths: Checkpoints with as many branches each, or exported weights, which have one.
 
     Raises:
-        ValueError: Fewer than two; not runs of one stage, but for the seed, and what it started from; no such start.
+        ValueError: Fewer than two files, one run twice, or runs that differ in more than their seed or have no common start.
     """
     if len(paths) < 2:
         raise ValueError("a mean takes two files at least")
@@ -41,7 +41,7 @@ def average(paths: list[Path]) -> dict:
         if [branch.keys() for branch in other] != [branch.keys() for branch in branches]:
             raise ValueError(f"{path} and {latest} hold different networks")
     if len(set(origins)) < len(origins):
-        raise ValueError(f"the same twice: {', '.join(origins)}")
+        raise ValueError(f"one run twice: {', '.join(origins)}")
     return {
         **checkpoint.load(latest),
         "branches": [_mean(same) for same in zip(*(own for own, _ in members), strict=True)],
@@ -72,9 +72,9 @@ def main() -> None:
     arguments = parser.parse_args()
     try:
         state = average(arguments.checkpoints)
+        checkpoint.save(state, arguments.output)
     except (ValueError, OSError) as error:
         raise SystemExit(f"training.average: {error}") from None
-    checkpoint.save(state, arguments.output)
     print(f"{arguments.output}: mean of {', '.join(state['mean_of'])}")
 
 

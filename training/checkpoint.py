@@ -47,7 +47,7 @@ def load(path: Path) -> dict:
     """Read a checkpoint.
 
     Raises:
-        ValueError: It is none, or of another format.
+        ValueError: Not a checkpoint, or one of another format.
     """
     state = _read(path)
     if "branches" not in state:
@@ -70,7 +70,7 @@ def load_branches(path: Path) -> tuple[list[dict[str, Tensor]], list[dict]]:
     """Branches of a checkpoint, or the one of exported weights, and the runs that made them, oldest first.
 
     Raises:
-        ValueError: It is neither.
+        ValueError: Neither a checkpoint nor exported weights.
     """
     state = _read(path)
     if "branches" in state:

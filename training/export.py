@@ -107,9 +107,9 @@ def main() -> None:
     arguments = parser.parse_args()
     try:
         content = export(arguments.checkpoint, arguments.branch)
+        digest = write(content, arguments.output)
     except (ValueError, OSError) as error:
         raise SystemExit(f"training.export: {error}") from None
-    digest = write(content, arguments.output)
     info = content["info"]
     print(f"{arguments.output}: branch {info['training']['branch']}, {info['training']['steps']} steps, {digest}")
 

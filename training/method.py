@@ -20,7 +20,7 @@ class Examples(NamedTuple):
 
     Attributes:
         images: float32 (N, 1, H, W), z-scored.
-        labels: uint8 (N, H, W), 0..13 or UNCERTAIN; of unlabelled slices what is known all the same (air beyond them).
+        labels: uint8 (N, H, W), 0..13 or UNCERTAIN; UNCERTAIN in unlabelled slices, but 0 in the air beyond them.
         unannotated: bool (N, 14), organs that a slice's case does not annotate.
     """
 

@@ -165,11 +165,14 @@ def main() -> None:
     parser.add_argument("scores", type=Path, help="of training.crossvalidate")
     parser.add_argument("-o", "--output", type=Path, default=Path("weights/MODEL_CARD.md"))
     arguments = parser.parse_args()
-    weights = arguments.weights.read_bytes()
-    content = torch.load(io.BytesIO(weights), map_location="cpu", weights_only=True)
-    scores = json.loads(arguments.scores.read_text())
-    sha256 = hashlib.sha256(weights).hexdigest()
-    write_text(arguments.output, card(content, sha256, arguments.weights.name, scores))
+    try:
+        weights = arguments.weights.read_bytes()
+        content = torch.load(io.BytesIO(weights), map_location="cpu", weights_only=True)
+        scores = json.loads(arguments.scores.read_text())
+        sha256 = hashlib.sha256(weights).hexdigest()
+        write_text(arguments.output, card(content, sha256, arguments.weights.name, scores))
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"training.model_card: {error}") from None
 
 
 if __name__ == "__main__":

@@ -67,7 +67,7 @@ def prepare(job: Job) -> tuple[str, ...] | None:
     """Read, check and store one case.
 
     Returns:
-        Warnings of its image, or None if the store has it already, made from the same.
+        Warnings of its image, or None if the store has it, made from these files by these settings.
 
     Raises:
         CaseError: With the case's name and the cause.

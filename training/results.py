@@ -1,4 +1,4 @@
-"""What a result file says besides its figures: code, machine, means over patients."""
+"""What every result file says: with which code, on what machine; and means over patients or seeds."""
 
 import datetime
 import subprocess

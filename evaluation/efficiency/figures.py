@@ -139,5 +139,5 @@ def above_idle(seconds: float, samples: Samples, idle: Idle) -> Figures:
 
 
 def mean(rows: Sequence[Figures]) -> Figures:
-    """Column by column; None where a value is."""
+    """Of each column; None where one of its values is."""
     return Figures._make(None if None in column else statistics.fmean(column) for column in zip(*rows, strict=True))

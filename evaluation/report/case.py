@@ -30,7 +30,7 @@ class OrganVolume(NamedTuple):
 
 
 class CaseReport(NamedTuple):
-    """What the report says of a case; what there is not is empty or None.
+    """What the report says of a case; a field is empty where there is nothing to say.
 
     Attributes:
         record: What the run said.

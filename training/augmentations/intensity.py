@@ -34,7 +34,7 @@ def draw(rng: np.random.Generator, slices: Slices, config: Config, labelled: boo
 
 
 def apply(hu: Tensor, organ: Tensor, drawn: Intensity) -> Tensor:
-    """(N, H, W) float32 to the same; organ int64 (N, H, W), 0 where none is known."""
+    """float32 (N, H, W) in and out; organ int64 (N, H, W), 0 where none is known."""
     sample = torch.arange(len(hu), device=hu.device)[:, None, None]
     hu = hu * drawn.organ_scale[sample, organ] + drawn.organ_offset_hu[sample, organ]
     return hu * drawn.slice_scale[:, None, None] + drawn.slice_offset_hu[:, None, None]

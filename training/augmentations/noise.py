@@ -28,7 +28,7 @@ def draw(rng: np.random.Generator, slices: Slices, config: Config, labelled: boo
 
 
 def apply(hu: Tensor, drawn: Noise) -> Tensor:
-    """(N, H, W) float32 to the same."""
+    """float32 (N, H, W) in and out."""
     y, x = (
         (drawn.place[:, axis, None] * (BANK_PX - size)).long() + torch.arange(size, device=hu.device)
         for axis, size in enumerate(hu.shape[1:])

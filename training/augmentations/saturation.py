@@ -38,7 +38,7 @@ def draw(rng: np.random.Generator, slices: Slices, config: Config, labelled: boo
 
 
 def apply(hu: Tensor, drawn: Saturation) -> Tensor:
-    """(N, H, W) float32 to the same; the excess grows from the rim of bone to its inside."""
+    """float32 (N, H, W) in and out; the excess grows from the rim of bone to its inside."""
     limit_hu, excess_hu, cut_at_hu = (value[:, None, None] for value in drawn)
     saturated = hu >= limit_hu
     interior = F.avg_pool2d(saturated.float(), 7, 1, 3)  # share of saturated pixels in the 7x7 around each
