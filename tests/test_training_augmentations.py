@@ -166,11 +166,8 @@ def test_noise_is_a_window_of_the_bank():
     torch.testing.assert_close(noisy[0], 50 + 7 * bank[497:527, 246:286])  # halfway down 1024 - 30, a quarter of 984
     assert torch.equal(noisy[1], hu[1])
     sd_hu = drawn(noise, noise_hu=15.0).sd_hu
-    assert (
-        0.45 < (sd_hu == 0).mean() < 0.55
-        and sd_hu.max() < 15
-        and sd_hu[sd_hu > 0].mean() == pytest.approx(7.5, abs=0.5)
-    )
+    assert 0.45 < (sd_hu == 0).mean() < 0.55 and sd_hu.max() < 15
+    assert sd_hu[sd_hu > 0].mean() == pytest.approx(7.5, abs=0.5)
 
 
 def test_blur_against_scipy_and_sharpening_is_its_opposite():

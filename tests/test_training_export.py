@@ -152,9 +152,8 @@ def test_model_card_says_what_the_files_say(path, tmp_path):
     assert "because no training case annotates them: duodenum" in text
     assert "the same recipe as the shipped weights (1 steps): fold 0 1 steps" in text
     other = {**scores, "folds": [{**fold, "stages": fold["stages"] * 2}]}
-    assert "another recipe than the shipped weights (1 steps): fold 0 1 + 1 steps" in model_card.card(
-        content, "", "", other
-    )
+    text = model_card.card(content, "", "", other)
+    assert "another recipe than the shipped weights (1 steps): fold 0 1 + 1 steps" in text
 
 
 def test_arms_of_table_3_differ_in_lambda_alone(trained, tmp_path):
@@ -163,7 +162,8 @@ def test_arms_of_table_3_differ_in_lambda_alone(trained, tmp_path):
     arms = [dataclasses.asdict(table3.arm_config(base, ["p1"], arm, 2)) for arm in table3.ARMS]
     assert {key for key in arms[0] if arms[0][key] != arms[1][key]} == {"lambda_", "out"}
     assert arms[0]["seed"] == 2 and arms[0]["without_labels"] == "p0,p3" and arms[0]["lambda_"] == 0.5
-    with pytest.raises(ValueError, match="no labels to train on of p0"):
-        table3.arm_config(base, ["p0"], "with_unlabelled", 0)
+    for patient, fold, message in (("p0", 0, "no labels to train on of p0"), ("p1", -1, "nobody would validate")):
+        with pytest.raises(ValueError, match=message):
+            table3.arm_config(dataclasses.replace(base, fold=fold), [patient], "with_unlabelled", 0)
     dsc, data = table3.final_dsc(table3.arm_config(base, ["p1"], "with_unlabelled", 0))
     assert len(dsc) == 12 and data["labelled"] == ["p1"] and data["unlabelled"] == ["p2", "p3"]

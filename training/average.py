@@ -21,7 +21,7 @@ def average(paths: list[Path]) -> dict:
         paths: Checkpoints with as many branches each, or exported weights, which have one.
 
     Raises:
-        ValueError: Fewer than two files, one run twice, or runs that differ in more than their seed or have no common start.
+        ValueError: Fewer than two files, one run twice, or runs that differ in more than seed or lack a common start.
     """
     if len(paths) < 2:
         raise ValueError("a mean takes two files at least")
