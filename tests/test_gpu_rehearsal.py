@@ -15,7 +15,7 @@ from app.fuse import fold_batch_norm
 from app.network import DeepLabV3Plus
 from app.options import WEIGHTS
 from app.postprocess import labels_from_logits
-from app.preprocess import clipped_statistics, normalise
+from app.preprocess import WINDOW_HU, clipped_statistics, normalise
 from app.volume import read_volume
 from app.weights import load_weights
 from benchmarks.scan import EXAMPLE
@@ -59,7 +59,8 @@ def test_labels_of_slices_stay_on_their_device(monkeypatch):
 def test_float16_holds_the_shipped_network_on_a_real_scan():
     """Far from overflow (65,504), and its rounding, after every layer, moves hardly a label."""
     hu = read_volume(EXAMPLE).hu
-    images = normalise(torch.from_numpy(hu[[len(hu) // 3, len(hu) // 2]]).float().clamp(-100, 1000)[:, None], *clipped_statistics(hu))
+    two = torch.from_numpy(hu[[len(hu) // 3, len(hu) // 2]]).clamp(*WINDOW_HU)[:, None]
+    images = normalise(two, *clipped_statistics(hu))
     network = DeepLabV3Plus()
     network.load_state_dict({name: value.float() for name, value in load_weights(WEIGHTS).state.items()})
     network = fold_batch_norm(network.eval())
