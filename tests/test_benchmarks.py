@@ -305,7 +305,7 @@ class Runs:
         monkeypatch.setattr(self.module.subprocess, "run", self)
         monkeypatch.setattr(self.module.time, "monotonic", lambda: self.now_s)
 
-    def __call__(self, command, timeout):
+    def __call__(self, command, cwd, timeout):
         if timeout is not None and timeout < 60:
             raise subprocess.TimeoutExpired(command, timeout)
         self.now_s += 60
