@@ -310,7 +310,7 @@ class Runs:
             raise subprocess.TimeoutExpired(command, timeout)
         self.now_s += 60
         self.commands.append(command[2:])
-        return subprocess.CompletedProcess(command, command[2] in self.failing)
+        return subprocess.CompletedProcess(command, int(command[2] in self.failing))
 
     @property
     def names(self):
