@@ -24,15 +24,13 @@ import torch
 
 from app.device import slices_per_step
 from app.inference import segment_volume
-from app.options import WEIGHTS
 from app.segment import segment
 from app.volume import read_volume
 from app.weights import load_weights
-from benchmarks.machine import provenance, result_path
+from benchmarks import machine
 from benchmarks.process import ROOT, Cost, app_command, measured, run_app
 from benchmarks.scan import EXAMPLE, make_scan
 from evaluation.efficiency.figures import IDLE_S, Recording, Samples, above_idle, figures_of, measure_idle, open_gpu
-from evaluation.output import write_json
 
 IMPORT_TIME = re.compile(r"import time:\s+(\d+) \|\s+\d+ \|\s+(\S+)$")
 
@@ -129,16 +127,12 @@ def ratio(naive: list[dict], ours: list[dict], key: str) -> dict[str, float]:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.cold_case", description=__doc__.splitlines()[0])
+    parser = machine.parser("cold_case", __doc__)
     add = parser.add_argument
-    add("--device", choices=("cpu", "cuda"), default="cpu")
-    add("--threads", type=int, default=2, help="and CPUs, of both programs (default: %(default)s)")
     add("--runs", type=int, default=5, help="of each program, in turns (default: %(default)s)")
     add("--slices", type=int, default=300)
     add("--size", type=int, default=512, metavar="PX", help="side of a slice (default: %(default)s)")
     add("--source", type=Path, default=EXAMPLE, help="CT whose slices are used (default: the shipped example)")
-    add("--weights", type=Path, default=WEIGHTS, help="(default: the shipped ones)")
-    add("-o", "--output", type=Path, help="result file (default: results/benchmark_cold_case[_cuda].json)")
     options = parser.parse_args(arguments)
     options.gpu = open_gpu(0) if options.device == "cuda" else None
     options.idle = measure_idle(options.gpu, IDLE_S)
@@ -164,23 +158,22 @@ def main(arguments: list[str] | None = None) -> None:
         if with_naive:
             differing["naive"] = float((mask != read_volume(scratch / "naive.nii.gz").hu).mean())
         size_mib = scan.stat().st_size / 2**20
+    ratios = {key: ratio(naive, ours, key) for key in Cost._fields} if naive else {}
     result = {
-        **provenance(options.device, options.threads),
         "dtype": record["dtype"],
         "shape_zyx": [options.slices, options.size, options.size],
         "scan_mib": size_mib,
         "idle": options.idle._asdict(),
         "ours": ours,
         "naive": naive,
-        "naive_over_ours": {key: ratio(naive, ours, key) for key in Cost._fields} if naive else {},
+        "naive_over_ours": ratios,
         "differing_share": differing,
         "profile": profiled,
     }
-    output = options.output or result_path("cold_case", options.device)
-    write_json(output, result)
-    for key, values in result["naive_over_ours"].items():
+    for key, values in ratios.items():
         print(f"{key:12} naive / ours {values['median']:.2f} ({values['min']:.2f} to {values['max']:.2f})")
-    print(f"share of voxels that differ: {differing}\n{output}")
+    print(f"share of voxels that differ: {differing}")
+    machine.save("cold_case", options, result)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,33 @@
-"""Where a benchmark ran: what each result file begins with."""
+"""What the benchmarks share: their command line, and the result file, which begins with where they ran."""
 
+import argparse
 from pathlib import Path
 
 import torch
 
 from app.device import processor
+from app.options import WEIGHTS
+from evaluation.output import write_json
 from training import results
 
 FLAGS = ("avx2", "avx512f", "avx512_bf16", "avx512_fp16", "amx_bf16", "amx_int8")  # those that decide on the speed
+
+
+def parser(name: str, description: str) -> argparse.ArgumentParser:
+    """A benchmark's options, but for its own."""
+    made = argparse.ArgumentParser(prog=f"python -m benchmarks.{name}", description=description.splitlines()[0])
+    made.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    made.add_argument("--threads", type=int, default=2, help="and CPUs (default: %(default)s)")
+    made.add_argument("--weights", type=Path, default=WEIGHTS, help="(default: the shipped ones)")
+    made.add_argument("-o", "--output", type=Path, help=f"result file (default: results/benchmark_{name}[_cuda].json)")
+    return made
+
+
+def save(name: str, options: argparse.Namespace, content: dict) -> None:
+    """Write the result file and say where it is."""
+    path = options.output or result_path(name, options.device)
+    write_json(path, {**provenance(options.device, options.threads), **content})
+    print(path)
 
 
 def provenance(device: str, threads: int) -> dict:

@@ -6,7 +6,6 @@ the time), in TFLOP/s beside what a large matrix product reaches in the same pro
 
 import argparse
 import itertools
-from pathlib import Path
 
 import torch
 from torch import nn
@@ -15,10 +14,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from app.fuse import fold_batch_norm, fuse
 from app.network import DeepLabV3Plus
-from app.options import WEIGHTS
 from app.weights import load_weights
-from benchmarks.machine import dtypes, provenance, result_path
-from evaluation.output import write_json
+from benchmarks import machine
 
 MATRIX = {"cpu": 4096, "cuda": 16384}  # rows and columns: large enough that more does not help
 FORMATS = {"NCHW": torch.contiguous_format, "NHWC": torch.channels_last}
@@ -59,16 +56,12 @@ def network(state: dict, form: str, device: str, dtype: torch.dtype, memory_form
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.network", description=__doc__.splitlines()[0])
+    parser = machine.parser("network", __doc__)
     add = parser.add_argument
-    add("--device", choices=("cpu", "cuda"), default="cpu")
-    add("--threads", type=int, default=2, help="(default: %(default)s)")
     add("--batches", type=int, nargs="+", default=[1, 2, 4, 8], metavar="N", help="slices a pass (default: 1 2 4 8)")
     add("--size", type=int, default=512, metavar="PX", help="side of a slice (default: %(default)s)")
     add("--min-time-s", type=float, default=0.5, help="of each measurement (default: %(default)s)")
     add("--matrix", type=int, metavar="N", help="side of the matrix product (default: 4096; on CUDA 16384)")
-    add("--weights", type=Path, default=WEIGHTS, help="(default: the shipped ones)")
-    add("-o", "--output", type=Path, help="result file (default: results/benchmark_network[_cuda].json)")
     options = parser.parse_args(arguments)
     # cuDNN's float32 convolutions are TF32 by default: the product they are held against has to be, too.
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32
@@ -76,7 +69,7 @@ def main(arguments: list[str] | None = None) -> None:
     state = load_weights(options.weights).state
     peak_tflops, measurements = {}, []
     with torch.inference_mode():
-        for dtype in dtypes(device):
+        for dtype in machine.dtypes(device):
             name = "TF32" if dtype == torch.float32 and device == "cuda" else str(dtype).removeprefix("torch.")
             peak_tflops[name] = matmul_tflops(device, dtype, options)
             for form, (_, statement, layouts) in FORMS.items():
@@ -93,15 +86,12 @@ def main(arguments: list[str] | None = None) -> None:
                     )
                     print(f"{name:9} {form:17} {layout} x{batch}: {slices_per_s:8.2f} slices/s", flush=True)
     result = {
-        **provenance(device, options.threads),
         "slice_px": options.size,
         "slice_gflop": gflop,
         "matmul_tflops": peak_tflops,
         "measurements": measurements,
     }
-    output = options.output or result_path("network", device)
-    write_json(output, result)
-    print(output)
+    machine.save("network", options, result)
 
 
 if __name__ == "__main__":

@@ -11,11 +11,9 @@ import statistics
 import tempfile
 from pathlib import Path
 
-from app.options import WEIGHTS
-from benchmarks.machine import provenance, result_path
+from benchmarks import machine
 from benchmarks.process import run_app
 from benchmarks.scan import EXAMPLE, make_scan
-from evaluation.output import write_json
 
 VOXEL_BYTES = 3  # int16 HU and uint8 label
 
@@ -54,10 +52,8 @@ def line(points: list[dict]) -> dict:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.scaling", description=__doc__.splitlines()[0])
+    parser = machine.parser("scaling", __doc__)
     add = parser.add_argument
-    add("--device", choices=("cpu", "cuda"), default="cpu")
-    add("--threads", type=int, default=2, help="and CPUs (default: %(default)s)")
     add("--slices", type=int, nargs="+", default=[30, 75, 150, 300, 600, 1200], metavar="N",
         help="of scans of the first size (default: 30 75 150 300 600 1200)")  # fmt: skip
     add("--sizes", type=int, nargs="+", default=[512, 256, 768], metavar="PX", help="sides (default: 512 256 768)")
@@ -65,8 +61,6 @@ def main(arguments: list[str] | None = None) -> None:
         help="thicknesses of the slices of a body of --length-mm (default: 2.5 1.25 0.625)")  # fmt: skip
     add("--length-mm", type=float, default=750, metavar="MM", help="(default: %(default)s)")
     add("--source", type=Path, default=EXAMPLE, help="CT whose slices are used (default: the shipped example)")
-    add("--weights", type=Path, default=WEIGHTS, help="(default: the shipped ones)")
-    add("-o", "--output", type=Path, help="result file (default: results/benchmark_scaling[_cuda].json)")
     options = parser.parse_args(arguments)
     first, *others = options.sizes
     middle = sorted(options.slices)[(len(options.slices) - 1) // 2]
@@ -77,15 +71,13 @@ def main(arguments: list[str] | None = None) -> None:
         for mm in options.slice_mm
     ]
     result = {
-        **provenance(options.device, options.threads),
         "by_slices": by_slices,
         "by_size": by_size,
         "by_thickness": by_thickness,
         "line": line(by_slices),
     }
-    output = options.output or result_path("scaling", options.device)
-    write_json(output, result)
-    print(f"{result['line']}\n{output}")
+    print(result["line"])
+    machine.save("scaling", options, result)
 
 
 if __name__ == "__main__":

@@ -47,10 +47,8 @@ NAMES = {  # by label: structure and, of a pair, side
 }
 
 # highdicom refuses these where they break a rule, and may print them. It gets none; the CT's are copied as they are.
-IDENTITY = (
-    *("PatientID", "PatientName", "PatientBirthDate", "PatientSex", "ReferringPhysicianName"),
-    *("StudyID", "StudyDate", "StudyTime", "AccessionNumber", "SpecificCharacterSet"),
-)
+IDENTITY = ["PatientID", "PatientName", "PatientBirthDate", "PatientSex", "ReferringPhysicianName"]
+IDENTITY += ["StudyID", "StudyDate", "StudyTime", "AccessionNumber", "SpecificCharacterSet"]
 
 
 def organs_in(labels: np.ndarray) -> list[Organ]:

@@ -5,9 +5,7 @@ FOLDER/pieces.sha256                of each piece, as `sha256sum` writes and che
 """
 
 import hashlib
-import io
 import tarfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,30 +13,25 @@ from app.record import file_sha256
 
 NAME = "pieces.tar"
 SUMS = "pieces.sha256"
-_BLOCK_BYTES = 1 << 20
 
 
 class PiecesError(Exception):
     """Pieces are missing, damaged or in the way; the message names them."""
 
 
-class _Cut(io.RawIOBase):
-    """A file that is written into pieces."""
+class _Cut:
+    """A file that is written into pieces; tarfile's stream only writes."""
 
     def __init__(self, folder: Path, piece_bytes: int):
         self.folder, self.piece_bytes = folder, piece_bytes
         self.sums: dict[str, str] = {}
         self._piece = bytearray()
 
-    def writable(self) -> bool:
-        return True
-
-    def write(self, data: Any) -> int:
+    def write(self, data: bytes) -> None:
         self._piece += data
         while len(self._piece) > self.piece_bytes:
             self._put(bytes(self._piece[: self.piece_bytes]))
             del self._piece[: self.piece_bytes]
-        return len(data)
 
     def finish(self) -> None:
         self._put(bytes(self._piece))
@@ -49,29 +42,15 @@ class _Cut(io.RawIOBase):
         self.sums[name] = hashlib.sha256(piece).hexdigest()
 
 
-class _Joined(io.RawIOBase):
-    """The pieces, read as one file."""
+class _Joined:
+    """The pieces, read as one file, a piece at a time: tarfile's stream takes more than it asked for."""
 
     def __init__(self, pieces: list[Path]):
-        self._blocks = self._read(pieces)
-        self._rest = b""
+        self._left = iter(pieces)
 
-    @staticmethod
-    def _read(pieces: list[Path]) -> Iterator[bytes]:
-        for piece in pieces:
-            with piece.open("rb") as file:
-                while block := file.read(_BLOCK_BYTES):
-                    yield block
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        self._rest = self._rest or next(self._blocks, b"")
-        given = self._rest[: len(buffer)]
-        self._rest = self._rest[len(given) :]
-        buffer[: len(given)] = given
-        return len(given)
+    def read(self, size: int) -> bytes:
+        piece = next(self._left, None)
+        return piece.read_bytes() if piece else b""
 
 
 def split(path: Path, folder: Path, piece_mib: float) -> list[Path]:
@@ -92,8 +71,8 @@ def split(path: Path, folder: Path, piece_mib: float) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     if any(folder.glob(f"{NAME}.*")):
         raise PiecesError(f"{folder} holds pieces already")
-    cut = _Cut(folder, int(piece_mib * 2**20))
-    with tarfile.open(fileobj=cut, mode="w|", bufsize=_BLOCK_BYTES) as archive:
+    cut: Any = _Cut(folder, int(piece_mib * 2**20))
+    with tarfile.open(fileobj=cut, mode="w|", bufsize=1 << 20) as archive:
         for item in sorted(path.iterdir()) if path.is_dir() else [path]:
             archive.add(item, arcname=item.name)
     cut.finish()
@@ -122,6 +101,6 @@ def join(folder: Path, target: Path) -> None:
         if file_sha256(piece) != digest:
             raise PiecesError(f"{piece} is damaged: its SHA-256 is not that of {SUMS}")
     target.mkdir(parents=True, exist_ok=True)
-    joined = io.BufferedReader(_Joined(pieces), _BLOCK_BYTES)
+    joined: Any = _Joined(pieces)
     with tarfile.open(fileobj=joined, mode="r|") as archive:
         archive.extractall(target, filter="data")
