@@ -109,7 +109,7 @@ def _table(results: Mapping[str, Scores], failed: Sequence[str]) -> list[list[st
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m evaluation.accuracy", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m evaluation.accuracy", description=__doc__.splitlines()[0])
     parser.add_argument("prediction", type=Path, metavar="PRED", help="folder of masks (.nii.gz), or one mask")
     parser.add_argument("truth", type=Path, metavar="TRUTH", help="folder or file of ground truth, named alike")
     parser.add_argument(

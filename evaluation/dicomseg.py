@@ -144,7 +144,7 @@ def weights_of(mask_path: Path) -> str:
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m evaluation.dicomseg", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m evaluation.dicomseg", description=__doc__.splitlines()[0])
     parser.add_argument("mask", type=Path, metavar="MASK", help="mask (.nii.gz) that was made from the series")
     parser.add_argument("series", type=Path, metavar="SERIES", help="folder, nested or flat, or file of the CT series")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help="DICOM Segmentation to write")

@@ -77,7 +77,7 @@ def filled(text: str, results: Path) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit status: 0, 1 if --check found a table out of date, 2 if something cannot be used."""
-    parser = argparse.ArgumentParser(prog="python -m evaluation.tables", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m evaluation.tables", description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("files", type=Path, nargs="*", metavar="FILE", help=f"Markdown files (default: {', '.join(FILES)})")
     add("--results", type=Path, default=ROOT / "results", metavar="DIR", help="result files (default: results/)")
