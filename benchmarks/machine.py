@@ -17,7 +17,7 @@ def parser(name: str, description: str) -> argparse.ArgumentParser:
     """A benchmark's options, but for its own."""
     made = argparse.ArgumentParser(prog=f"python -m benchmarks.{name}", description=description.splitlines()[0])
     made.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    made.add_argument("--threads", type=int, default=2, help="of torch, and CPUs of whole programs (default: %(default)s)")
+    made.add_argument("--threads", type=int, default=2, help="of torch, and CPUs of programs (default: %(default)s)")
     made.add_argument("--weights", type=Path, default=WEIGHTS, help="(default: the shipped ones)")
     made.add_argument("-o", "--output", type=Path, help=f"result file (default: results/benchmark_{name}[_cuda].json)")
     return made
