@@ -232,7 +232,7 @@ def test_case_without_mask_scores_zero(root):
 
 def test_volumes_csv_counts_voxels(root):
     table = table_of(report(root), "ml", "Liver")
-    with (root / "report" / "volumes.csv").open() as file:
+    with (root / "report" / "report.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [(row["Name"], row["Organ"]) for row in rows] == [(n, organ.abbreviation) for n in NAMES for organ in ORGANS]
     for row, organ in zip(rows, 3 * ORGANS, strict=True):
@@ -413,7 +413,7 @@ def test_names_that_the_terminal_cannot_say(tmp_path, monkeypatch, encoding):
     assert "<h3>1. 肝$_$</h3>" in html
     curves = decoded(re.search(r"data:image/svg[^\"]*", html)[0])
     assert re.findall(r"<!-- (.*) -->\s*<g style=\"fill: #ffffff", curves) == ["1"]  # what is written on the stages
-    with (root / "report" / "volumes.csv").open(encoding="utf-8") as file:
+    with (root / "report" / "report.csv").open(encoding="utf-8") as file:
         assert {row["Name"] for row in csv.DictReader(file)} == {"肝$_$", "\\udcc9\\udcf6", "é"}
 
 
@@ -424,7 +424,7 @@ def test_on_a_full_disk_the_report_of_before_stands(root, capsys, monkeypatch):
     line = fails(capsys, root / "out", "--truth", root / "truth", "-o", output, "--no-pictures")
     assert line == f"error: [Errno 28] No space left on device: '{output}'"
     assert output.read_text() == before
-    assert sorted(path.name for path in output.parent.iterdir()) == ["report.html", "volumes.csv"]
+    assert sorted(path.name for path in output.parent.iterdir()) == ["report.csv", "report.html"]
 
 
 # --- what is there and what is not ---

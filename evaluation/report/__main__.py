@@ -1,4 +1,4 @@
-"""`python -m evaluation.report RUN [--truth DIR] -o report.html`: the page, and volumes.csv beside it."""
+"""`python -m evaluation.report RUN [--truth DIR] -o report.html`: the page, and report.csv beside it."""
 
 import argparse
 import sys
@@ -25,7 +25,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("run", type=Path, metavar="RUN", help="a run's log folder, or an outputs folder: its newest run")
-    add("-o", "--output", type=Path, required=True, metavar="HTML", help="the page; volumes.csv is written beside it")
+    add("-o", "--output", type=Path, required=True, metavar="HTML", help="the page; its volumes go into the .csv beside it")
     add("--truth", type=Path, metavar="DIR", help="folder of ground truths, named as the masks: CASE.nii.gz")
     add("--organs", type=annotated_organs, default="1-13", metavar="LIST_OR_TSV",
         help="organs annotated in the truths, as evaluation.accuracy takes them (default: all)")  # fmt: skip
@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 cases.append(CaseReport(record, notes=(str(error),)))
                 unusable.append(record.name)
         write_text(arguments.output, page(run, cases))
-        write_volumes(arguments.output.with_name("volumes.csv"), cases)
+        write_volumes(arguments.output.with_suffix(".csv"), cases)
     except (ReportError, OSError) as error:
         say(f"error: {error}", sys.stderr)
         return ERROR_EXIT
