@@ -25,7 +25,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("run", type=Path, metavar="RUN", help="a run's log folder, or an outputs folder: its newest run")
-    add("-o", "--output", type=Path, required=True, metavar="HTML", help="the page; its volumes go into the .csv beside it")
+    add("-o", "--output", type=Path, required=True, metavar="HTML", help="the page; the .csv beside it: volumes")
     add("--truth", type=Path, metavar="DIR", help="folder of ground truths, named as the masks: CASE.nii.gz")
     add("--organs", type=annotated_organs, default="1-13", metavar="LIST_OR_TSV",
         help="organs annotated in the truths, as evaluation.accuracy takes them (default: all)")  # fmt: skip
