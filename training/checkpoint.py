@@ -31,6 +31,8 @@ _OF_ONE_MACHINE = ("store", "out", "folds", "init", "device", "workers", "reside
 def save(state: dict, path: Path) -> None:
     """Write a checkpoint, whole or not at all."""
     now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+    for unfinished in path.parent.glob(".*.part"):  # of a run that was killed while it saved; they are large
+        unfinished.unlink(missing_ok=True)
     with whole_file(path) as file:
         torch.save({**state, "format": FORMAT, "date": now}, file)
 
