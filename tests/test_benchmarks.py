@@ -305,12 +305,12 @@ class Runs:
         monkeypatch.setattr(self.module.subprocess, "run", self)
         monkeypatch.setattr(self.module.time, "monotonic", lambda: self.now_s)
 
-    def __call__(self, command, timeout):
+    def __call__(self, command, cwd, timeout):
         if timeout is not None and timeout < 60:
             raise subprocess.TimeoutExpired(command, timeout)
         self.now_s += 60
         self.commands.append(command[2:])
-        return subprocess.CompletedProcess(command, command[2] in self.failing)
+        return subprocess.CompletedProcess(command, int(command[2] in self.failing))
 
     @property
     def names(self):

@@ -16,10 +16,10 @@ def join(device: str) -> tuple[int, int, torch.device]:
     cuda = device == "cuda" or (device == "auto" and torch.cuda.is_available())
     if "WORLD_SIZE" not in os.environ:
         return 0, 1, torch.device("cuda" if cuda else "cpu")
-    dist.init_process_group("nccl" if cuda else "gloo")
     place = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if cuda else torch.device("cpu")
     if cuda:
-        torch.cuda.set_device(place)
+        torch.cuda.set_device(place)  # before NCCL starts: it talks through the current card
+    dist.init_process_group("nccl" if cuda else "gloo")
     return dist.get_rank(), dist.get_world_size(), place
 
 

@@ -26,6 +26,12 @@ SOURCES = {
     "acrin": ("TCIA ACRIN-FLT-Breast", "CC BY 3.0"),
     "cptac": ("TCIA CPTAC", "CC BY"),
     "lidc": ("TCIA LIDC-IDRI", "CC BY 3.0"),
+    "tcga": ("TCIA TCGA-COAD", "CC BY 3.0"),
+    "midrc": ("TCIA MIDRC-RICORD-1A", "CC BY-NC 4.0"),
+    "crlm": ("TCIA Colorectal-Liver-Metastases", "CC BY 4.0"),
+    "nsclc": ("TCIA NSCLC-Radiomics", "CC BY-NC 3.0"),
+    "cmb": ("TCIA CMB-CRC", "CC BY 4.0"),
+    "sts": ("TCIA Soft-tissue-Sarcoma (IBSI 1)", "CC BY 3.0"),
     "FLARE22": ("FLARE22 challenge", "the challenge's terms"),
 }
 STAGE_SETTINGS = (

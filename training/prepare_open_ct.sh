@@ -1,5 +1,5 @@
 #!/bin/sh
-# Slice store of the shipped weights (weights/MODEL_CARD.md names the collections):
+# Slice store of open CT (weights/MODEL_CARD.md names the collections of the shipped weights):
 #     sh training/prepare_open_ct.sh CT_DIR STORE [further options of training.prepare]
 set -eu
 ct=$1 store=$2
@@ -21,3 +21,7 @@ prepare --images "$ct/labelled/images" --labels "$ct/labelled/labels" --cases to
     --annotated 1,3-7,11 "$@"
 # Unlabelled; tcga_lihc_a3kf_art is the shipped example and never trained on.
 prepare --images "$ct/unlabelled/images" --cases 'acrin*' 'cptac*' 'lidc*' "$@"
+
+# Not in the store of the shipped weights: more unlabelled scans; heads and thighs, whose label maps are all background.
+prepare --images "$ct/unlabelled/images" --cases 'crlm*' 'nsclc*' 'midrc*' 'cmb*' 'tcga_ay*' "$@"
+prepare --images "$ct/negative/images" --labels "$ct/negative/labels" --annotated 1-13 "$@"

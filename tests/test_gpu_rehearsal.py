@@ -1,7 +1,8 @@
-"""What a GPU would complain of, found without one: everything runs on torch's meta device.
+"""What a GPU would complain of, found without one.
 
-It has shapes and no values. Tensors of two devices do not mix there, and whatever waits for a value (`.item()`, an `if`
-over a tensor, a shape that depends on data) is an error; on a card it would be a stop in every step.
+On torch's meta device there are shapes and no values. Tensors of two devices do not mix there, and whatever waits for
+a value (`.item()`, an `if` over a tensor, a shape that depends on data) is an error; on a card it would be a stop in
+every step. float16, which a card computes in, is simulated by rounding.
 """
 
 from contextlib import nullcontext
@@ -10,8 +11,14 @@ import pytest
 import torch
 from torch.fx.experimental import _config
 
+from app.fuse import fold_batch_norm
 from app.network import DeepLabV3Plus
+from app.options import WEIGHTS
 from app.postprocess import labels_from_logits
+from app.preprocess import WINDOW_HU, clipped_statistics, normalise
+from app.volume import read_volume
+from app.weights import load_weights
+from benchmarks.scan import EXAMPLE
 from tests.training_data import config, phantom_store, sampler
 from training.augmentations import augment
 from training.method import Examples, gradients
@@ -47,3 +54,29 @@ def test_labels_of_slices_stay_on_their_device(monkeypatch):
     with torch.no_grad():
         labels = labels_from_logits(network.quarter_logits(torch.empty(2, 1, 64, 96, dtype=torch.float16, device=META)))
     assert (labels.device, labels.dtype, labels.shape) == (META, torch.uint8, (2, 64, 96))
+
+
+def test_float16_holds_the_shipped_network_on_a_real_scan():
+    """Far from overflow (65,504), and its rounding, after every layer, moves hardly a label."""
+    hu = read_volume(EXAMPLE).hu
+    two = torch.from_numpy(hu[[len(hu) // 3, len(hu) // 2]]).clamp(*WINDOW_HU)[:, None]
+    images = normalise(two, *clipped_statistics(hu))
+    network = DeepLabV3Plus()
+    network.load_state_dict({name: value.float() for name, value in load_weights(WEIGHTS).state.items()})
+    network = fold_batch_norm(network.eval())
+    with torch.inference_mode():
+        expected = labels_from_logits(network.quarter_logits(images))
+    largest = 0.0
+
+    def rounded(module, inputs, output):
+        nonlocal largest
+        largest = max(largest, output.abs().max().item())
+        return output.half().float()
+
+    network.half().float()
+    for module in (child for child in network.modules() if not list(child.children())):
+        module.register_forward_hook(rounded)
+    with torch.inference_mode():
+        labels = labels_from_logits(network.quarter_logits(images))
+    assert 1 < largest < 65504 / 50
+    assert (expected > 0).any() and (labels != expected).float().mean() < 1e-3
