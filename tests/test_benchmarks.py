@@ -257,18 +257,18 @@ def test_slice_flops():
 def test_scaling(tmp_path, source, weights_path):
     output = tmp_path / "benchmark_scaling.json"
     options = ["--threads", "1", "--slices", "2", "6", "--sizes", "64", "32", "--source", str(source)]
-    options += ["--slice-mm", "2.5", "1", "--length-mm", "10"]
+    options += ["--slice-mm", "1", "--length-mm", "10"]
     scaling.main([*options, "--weights", str(weights_path), "-o", str(output)])
     result = json.loads(output.read_text())
     assert [point["shape_zyx"] for point in result["by_slices"]] == [[2, 64, 64], [6, 64, 64]]
     assert [point["shape_zyx"] for point in result["by_size"]] == [[2, 32, 32]]
     thin = [(point["shape_zyx"], point["slice_mm"], point["slices_per_slab"]) for point in result["by_thickness"]]
-    assert thin == [([4, 64, 64], 2.5, 1), ([10, 64, 64], 1, 3)]
+    assert thin == [([10, 64, 64], 1, 3)]
     point = result["by_slices"][1]
     assert point["volumes_mib"] == pytest.approx(6 * 64 * 64 * 3 / 2**20)
     assert point["rest_mib"] == pytest.approx(point["peak_rss_mib"] - point["volumes_mib"])
     table = table_cells(make("benchmark_scaling", tmp_path))
-    assert list(table)[2:] == ["64x64x2", "64x64x6", "32x32x2", "64x64x4 of 2.5 mm", "64x64x10 of 1 mm"]
+    assert list(table)[2:] == ["64x64x2", "64x64x6", "32x32x2", "64x64x10 of 1 mm"]
     assert float(table["64x64x6"][0]) == pytest.approx(point["wall_s"], rel=0.01)
     assert len(table["64x64x6"]) == 4  # no card
     for point in (*result["by_slices"], *result["by_size"], *result["by_thickness"]):

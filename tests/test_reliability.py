@@ -11,7 +11,7 @@ from tests.reliability import determinism, dicom, disks, hostile, kills, locked,
 from tests.reliability.trial import Row, main, row
 
 SAMPLES = {
-    hostile: {"files": 30, "names": 8, "seed": 1},
+    hostile: {"files": 120, "names": 8, "seed": 1},
     dicom: {"plain": 16, "compressed": 3, "seed": 1},
     kills: {"kills": 2, "terminations": 1, "interrupts": 1, "seed": 1},
     disks: {"disks": 2, "changes": 1, "pairs": 1, "seed": 1},

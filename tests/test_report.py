@@ -430,13 +430,7 @@ def test_on_a_full_disk_the_report_of_before_stands(root, capsys, monkeypatch):
 # --- what is there and what is not ---
 
 
-def test_newest_run_and_named_run(root):
-    newer = write_run(root, "20260103T000000Z")
-    assert find_run(root / "out") == newer
-    assert find_run(root / "out" / "logs" / "20260101T000000Z").name == "20260101T000000Z"
-
-
-def test_hidden_folders_and_files_are_passed_over(root):
+def test_the_newest_run_is_taken_and_hidden_folders_and_files_are_passed_over(root):
     expected = tables_of(report(root, "--truth", root / "truth"))
     shutil.copytree(root / "out" / "logs" / "20260101T000000Z", root / "out" / "logs" / ".20270101T000000Z")
     (root / "out" / "efficiency").mkdir()
@@ -445,6 +439,9 @@ def test_hidden_folders_and_files_are_passed_over(root):
     (root / "truth" / "._one.nii.gz").write_bytes(b"\0\5\x16\7")
     assert find_run(root / "out").name == "20260101T000000Z"
     assert tables_of(report(root, "--truth", root / "truth")) == expected
+    newer = write_run(root, "20260103T000000Z")
+    assert find_run(root / "out") == newer
+    assert find_run(newer.with_name("20260101T000000Z")).name == "20260101T000000Z"
 
 
 def test_moved_inputs_are_found_again(root):

@@ -22,18 +22,6 @@ from tests.scans import random_network, smooth_hu
 STATISTICS = (100.0, 200.0)
 
 
-@pytest.mark.parametrize(
-    ("slice_mm", "slices", "slab_mm"),
-    [
-        (0.5, 6, 3), (0.6, 5, 3), (0.625, 5, 3.125), (0.75, 4, 3), (0.8, 4, 3.2), (1, 3, 3), (1.25, 2, 2.5),
-        (1.5, 2, 3), (1.6, 2, 3.2), (2, 2, 4), (2.01, 1, 2.01), (2.5, 1, 2.5), (3, 1, 3), (5, 1, 5), (10, 1, 10),
-    ],
-)  # fmt: skip
-def test_slabs_are_as_near_to_3_mm_as_whole_slices_allow(slice_mm, slices, slab_mm):
-    assert slices_per_slab(slice_mm, 3.0) == slices
-    assert slices * slice_mm == pytest.approx(slab_mm)
-
-
 @settings(max_examples=200)
 @given(st.floats(0.2, 10), st.floats(0.5, 8))
 def test_no_other_number_of_slices_comes_nearer(slice_mm, trained_mm):
