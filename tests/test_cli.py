@@ -23,7 +23,6 @@ from app.__main__ import main
 from app.ct import read_ct
 from app.record import RunRecord
 from app.weights import Weights
-from tests.reliability.runs import finish, start
 from tests.scans import mask_array, save_ct, save_weights, smooth_hu
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -412,29 +411,6 @@ def test_a_full_disk_under_the_logs_loses_no_mask(folders, run_app, small_disk):
     assert said[-1].startswith("3 done, 0 failed")
 
 
-def test_a_full_disk_under_the_masks_fails_its_cases_in_words(folders, run_app, small_disk, tmp_path):
-    disk = small_disk(64)
-    (tmp_path / "logs").mkdir()
-    (disk / "logs").symlink_to(tmp_path / "logs")
-    filler = fill(disk)
-    outcome = run_app("--inputs", folders[0], "--outputs", disk)
-    assert outcome.status == 1
-    errors = [line for line in messages(outcome.stderr) if "cannot be written: No space left on device" in line]
-    assert [str(disk / f"{name}.nii.gz") in line for name, line in zip("abc", errors, strict=True)] == [True] * 3
-    assert sorted(path.name for path in disk.iterdir()) == ["filler", "logs"]
-    filler.unlink()
-    assert run_app("--inputs", folders[0], "--outputs", disk, "--resume").status == 0
-    assert masks(disk) == ["a.nii.gz", "b.nii.gz", "c.nii.gz"]
-
-
-def test_a_read_only_outputs_folder_is_wrong_use(folders, run_app, small_disk):
-    disk = small_disk(64)
-    subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
-    outcome = run_app("--inputs", folders[0], "--outputs", disk)
-    assert outcome.status == 2
-    assert outcome.stderr == f"error: cannot write to the outputs folder {disk}: Read-only file system\n"
-
-
 # Signals, in a process of its own
 
 HELD = """
@@ -553,13 +529,3 @@ def test_nor_does_one_that_comes_when_the_interpreter_goes_down(folders, weights
     done = subprocess.run([*run, "--weights", weights_path], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0
     assert messages(done.stderr)[-1].startswith("3 done")
-
-
-def test_two_runs_on_one_outputs_folder(folders, tmp_path, weights_path):
-    inputs, outputs = folders
-    said = [tmp_path / "first.log", tmp_path / "second.log"]
-    runs = [start(inputs, outputs, weights_path, "--quiet", said=path) for path in said]
-    assert [finish(run) for run in runs] == [0, 0]
-    assert [messages(path.read_text()) for path in said] == [[], []]
-    assert masks(outputs) == ["a.nii.gz", "b.nii.gz", "c.nii.gz"]
-    assert [record["exit_status"] for record in records(outputs)] == [0, 0]

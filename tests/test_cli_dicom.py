@@ -70,22 +70,3 @@ def test_resume_knows_a_series_by_its_bytes(tmp_path, run_app):
     image.PixelData = image.pixel_array[::-1].tobytes()
     image.save_as(files[1])
     assert status() == ["done"]
-
-
-def test_a_bad_series_is_an_error_of_its_own(tmp_path, run_app):
-    Series(hu=smooth_hu((3, 48, 64))).write(tmp_path / "in" / "good")
-    Series(number=2, order=[0, 1, 3, 4]).write(tmp_path / "in" / "gap")
-    outcome = run_app("--inputs", tmp_path / "in", "--outputs", tmp_path / "out")
-    assert outcome.status == 1
-    cause = "slices are missing (1): gaps of up to 10 mm, the others 5 mm"
-    assert f"ERROR '{tmp_path / 'in' / 'gap'}': {cause}" in outcome.stderr
-    assert [path.name for path in (tmp_path / "out").glob("*.nii.gz")] == ["good.nii.gz"]
-
-
-def test_no_ct_in_a_study_is_wrong_use(tmp_path, run_app):
-    Series(tags={"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"]}).write(tmp_path / "in")
-    outcome = run_app("--inputs", tmp_path / "in", "--outputs", tmp_path / "out")
-    assert outcome.status == 2
-    assert outcome.stderr.startswith(
-        f"error: no CT in {tmp_path / 'in'}; passed over, no slices of an axial CT: 5 local"
-    )

@@ -12,7 +12,7 @@ import pytest
 
 from app import __version__
 from app import record as module
-from app.record import RunRecord, file_sha256, finished_masks
+from app.record import RunRecord, finished_masks
 from app.runjson import read_record
 
 
@@ -147,13 +147,3 @@ def test_a_record_that_cannot_be_used_proves_nothing_and_hides_nothing(tmp_path,
     for _ in range(2):  # it is said once
         assert finished_masks(tmp_path) == {"a": {("i", "w", "m")}}
     assert [f"{tmp_path}/logs/broken/run.json: {said}" in line for line in caplog.messages] == ([True] if said else [])
-
-
-def test_sha256_of_a_file(tmp_path):
-    (tmp_path / "abc").write_bytes(b"abc")
-    # FIPS 180-2, appendix B.1
-    assert file_sha256(tmp_path / "abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
-    (tmp_path / "long").write_bytes(b"a" * 1_000_000)  # B.3
-    assert file_sha256(tmp_path / "long") == "cdc76e5c9914fb9281a1c7e284d73e67f1809a48a497200e046d39ccc7112cd0"
-    assert file_sha256(tmp_path / "nothing") is None
-    assert file_sha256(tmp_path) is None
