@@ -19,12 +19,7 @@ from benchmarks import cold_case, memory, naive, network, plot, process, scaling
 from benchmarks.machine import cpu_flags, dtypes, result_path
 from evaluation.tables.__main__ import make
 from tests.scans import mask_array, save_ct, smooth_hu
-
-
-def table_cells(markdown):
-    """{first cell: the others} of a Markdown table."""
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in markdown.splitlines() if line[:1] == "|"]
-    return {row[0]: row[1:] for row in rows}
+from tests.test_tables import cells as table_cells
 
 
 @pytest.fixture(scope="module")
@@ -52,32 +47,6 @@ def test_naive_program_and_ours_agree_on_real_slices(tmp_path):
     assert (ours == oracle).mean() >= 0.999
     assert (ours == oracle)[oracle > 0].mean() >= 0.99  # air agrees in any case
     assert len(np.unique(oracle)) > 5
-
-
-def test_naive_program_adds_the_bias_and_drops_small_regions(tmp_path, monkeypatch, weights_path):
-    """With a network that only the bias lets see an organ in bright pixels."""
-
-    class Bright(torch.nn.Module):
-        def load_state_dict(self, state):
-            assert "classifier.weight" in state
-
-        def forward(self, x):
-            logits = torch.zeros(1, 14, *x.shape[2:])
-            logits[:, 0] = 0.7
-            logits[:, 6] = torch.where(x[:, 0] > 1, 0.2, 0.0)
-            return logits
-
-    monkeypatch.setattr("app.network.DeepLabV3Plus", Bright)
-    hu = np.zeros((2, 32, 64), np.int16)
-    hu[0, 1, :25] = hu[0, 2, 25:50] = 900  # 50 pixels that hang together by a corner
-    hu[0, 10, :49] = 900
-    hu[1, 10:15, 10:20] = 900  # 50
-    hu[1, 20:27, 20:27] = 900  # 49
-    ct = save_ct(tmp_path / "ct.nii.gz", hu)
-    naive.segment_file(ct, tmp_path / "mask.nii.gz", weights_path)
-    expected = np.zeros(hu.shape)
-    expected[0, 1, :25] = expected[0, 2, 25:50] = expected[1, 10:15, 10:20] = 6
-    np.testing.assert_array_equal(mask_array(tmp_path / "mask.nii.gz").T, expected)
 
 
 # The scan

@@ -2,13 +2,13 @@
 
 import argparse
 import os
-from pathlib import Path
 
 import pytest
 
 from evaluation.organs import ALL_LABELS, annotated_organs, parse_organs
+from tests.nifti_files import CT_DIR
 
-INDEX = Path(os.environ.get("FLARE22_CT_DIR", Path(__file__).resolve().parents[2] / "shared" / "ct")) / "index.tsv"
+INDEX = CT_DIR / "index.tsv"
 
 
 @pytest.mark.parametrize(

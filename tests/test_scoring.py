@@ -1,8 +1,5 @@
 """Scores of one case by the organizers' rules: their procedure, drawn, random and real masks."""
 
-import os
-from pathlib import Path
-
 import nibabel
 import numpy as np
 import pytest
@@ -13,10 +10,8 @@ from app.labels import ORGANS
 from evaluation.organs import ALL_LABELS
 from evaluation.scoring import TOLERANCES_MM, Score, dice_coefficient, score_case, score_files
 from tests.label_maps import body, save
+from tests.nifti_files import CT_DIR
 from tests.surface_oracle import organizers_scores
-
-CT_DIR = Path(os.environ.get("FLARE22_CT_DIR", Path(__file__).resolve().parents[2] / "shared" / "ct"))
-
 
 # --- rules ---
 

@@ -69,6 +69,7 @@ def test_as_in_one_go(depth, slices):
         assert labels.dtype == np.uint8
         assert np.array_equal(labels[~close], expected[~close])
         assert len(np.unique(labels)) > 2
+    assert np.array_equal(hu, smooth_hu((depth, 64, 64), seed=depth))  # nothing is written to the volume
 
 
 class Ramp(nn.Module):
