@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from app.cases import Case
-from app.errors import OutputError
 from app.labels import ORGANS
 from app.monitor import ResourceMonitor
 from app.pipeline import segment_case
@@ -143,9 +142,3 @@ def test_a_preview_that_cannot_be_written_does_not_lose_the_mask(tmp_path, run_c
     assert warning.startswith("no preview: ")
     assert "\n" not in warning
     assert caplog.messages[-1] == f"{ct}: {warning}"
-
-
-def test_a_mask_that_cannot_be_written_is_an_error(tmp_path, run_case):
-    (tmp_path / "out" / "case.nii.gz").mkdir(parents=True)
-    with pytest.raises(OutputError, match=r"case\.nii\.gz"):
-        run_case(save_ct(tmp_path / "ct.nii"), Thresholds())
