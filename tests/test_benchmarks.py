@@ -329,12 +329,3 @@ def test_memory_of_a_step_against_a_card_that_is_made_up(tmp_path, monkeypatch, 
     (tmp_path / "benchmark_memory_cuda.json").write_text(json.dumps(result))
     table = table_cells(make("benchmark_memory_cuda", tmp_path))
     assert table["context, MiB"] == ["500", "700"] and table["8 slices a step, bytes a pixel"] == ["100", "160"]
-
-
-@pytest.mark.parametrize("name", ["__main__", "cold_case", "memory", "network", "naive", "plot", "scaling"])
-def test_help(name, capsys):
-    module = importlib.import_module(f"benchmarks.{name}")
-    with pytest.raises(SystemExit, match="0"):
-        module.main(["--help"])
-    command = "python -m benchmarks" + ("" if name == "__main__" else f".{name}")
-    assert f"usage: {command} [-h]" in " ".join(capsys.readouterr().out.split())

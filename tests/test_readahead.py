@@ -17,11 +17,6 @@ class Big:
         self.name = name
 
 
-def test_every_item_comes_with_its_result_in_order():
-    with ReadAhead([3, 1, 2], lambda item: item * 10) as results:
-        assert [(item, future.result()) for item, future in results] == [(3, 30), (1, 10), (2, 20)]
-
-
 def test_no_items():
     with ReadAhead([], lambda item: item) as results:
         assert list(results) == []

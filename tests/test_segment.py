@@ -141,13 +141,6 @@ HU = smooth_hu((11, 16, 16))
 EXPECTED = segment(PixelNetwork(), HU, STATISTICS, 11, 16)
 
 
-def test_a_gpu_that_works_is_used(on_gpu, caplog):
-    segmenter, weights = on_gpu()
-    assert np.array_equal(segmenter(HU, STATISTICS), EXPECTED)
-    assert [device for device, _ in weights.made] == ["cuda"]
-    assert caplog.messages == []
-
-
 @pytest.mark.parametrize("fitting", [1, 2, 3, 4, 7])
 @pytest.mark.fault_gpu_memory
 def test_out_of_memory_halves_the_step(on_gpu, caplog, fitting):

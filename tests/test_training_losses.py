@@ -158,11 +158,3 @@ def test_equation_3_against_loops(cutmix):
         assert torch.equal(first, images) and not training and not grad  # pseudo-labels: unmixed images
         assert supervision == cross == [True, True] and branch.training
         assert torch.equal(mixed, images) != cutmix
-
-
-def test_lambda_0_takes_no_unlabelled_slices():
-    branch = Constant([1.0, -0.5, 0.3])
-    images, labels = torch.randn(1, 1, 4, 4), torch.zeros(1, 4, 4, dtype=torch.uint8)
-    labelled = Examples(images, labels, torch.zeros(1, 3, dtype=torch.bool))
-    supervised, cps = gradients([branch], labelled, None, None, 0.0, 0.0, nullcontext)
-    assert supervised > 0 and cps == 0 and len(branch.seen) == 1 and branch.weights.grad.any()

@@ -92,15 +92,18 @@ def test_wrong_label_maps_are_named_and_the_others_go_on(tmp_path, scans, capsys
     assert [path.name for path in (tmp_path / "store").iterdir()] == ["case_1"]
 
 
-def test_a_scan_in_metres_is_brought_to_mm_and_its_labels_must_lie_on_it(tmp_path):
+def test_a_scan_in_metres_and_on_another_scale_is_stored_in_mm_and_hu_and_its_labels_must_lie_on_it(tmp_path, capsys):
     hu, labels, spacing_mm = phantom(0, 100)
     affine = np.diag([*(np.array(spacing_mm[::-1]) / 1000), 1])
     for folder in ("images", "labels"):
         (tmp_path / folder).mkdir()
-    nibabel.save(nibabel.Nifti1Image(hu.T, affine), tmp_path / "images/a_0000.nii.gz")
+    nibabel.save(nibabel.Nifti1Image((hu + np.int16(1024)).T, affine), tmp_path / "images/a_0000.nii.gz")
     nibabel.save(nibabel.Nifti1Image(labels.T, affine), tmp_path / "labels/a.nii.gz")
     assert labelled(tmp_path / "store", tmp_path) == 0
-    assert read_case(tmp_path / "store", "a").spacing_mm == pytest.approx(spacing_mm)
+    case, said = read_case(tmp_path / "store", "a"), capsys.readouterr().err
+    assert "a: a field of view of " in said and "values from" in said
+    assert case.spacing_mm == pytest.approx(spacing_mm)
+    assert np.array_equal(read_whole_case(tmp_path / "store", case)[0], hu)
     nibabel.save(nibabel.Nifti1Image(labels.T, affine + shift(0.004)), tmp_path / "labels/a.nii.gz")
     assert labelled(tmp_path / "other", tmp_path) == 1
 
@@ -121,14 +124,6 @@ def test_dicom_series_are_stored_and_damaged_files_named(tmp_path, scans, capsys
     assert [case.name for case in read_cases(tmp_path / "store")] == ["good"]
     said = capsys.readouterr().err
     assert "FAILED bad: " in said and "FAILED cut: " in said
-
-
-def test_a_scan_on_another_scale_is_stored_in_hu_and_said(tmp_path, scans, capsys):
-    hu, labels, spacing_mm = phantom(0, 48)
-    write(tmp_path / "odd", "case_0", hu + np.int16(1024), labels, spacing_mm)
-    assert run(tmp_path / "store", tmp_path / "odd") == 0
-    assert "case_0: values from" in capsys.readouterr().err
-    assert np.array_equal(read_whole_case(tmp_path / "store", read_case(tmp_path / "store", "case_0"))[0], hu)
 
 
 def test_it_resumes_appends_and_renews(tmp_path, scans, capsys):

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.testing import assert_close
 
 from app.options import WEIGHTS
 from tests.training_data import PLAIN, config, phantom_store
@@ -27,23 +28,6 @@ ROOT = Path(__file__).parents[1]
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
     return phantom_store(tmp_path_factory.mktemp("store"), 32, [12, 17, 24, 32], labelled=2, unlabelled=2)
-
-
-def assert_same(first, second, where="state"):
-    """Two checkpoints, bit for bit."""
-    assert type(first) is type(second), where
-    if isinstance(first, torch.Tensor):
-        assert first.dtype == second.dtype and torch.equal(first, second), where
-    elif isinstance(first, dict):
-        assert first.keys() == second.keys(), where
-        for key in first:
-            assert_same(first[key], second[key], f"{where}.{key}")
-    elif isinstance(first, list):
-        assert len(first) == len(second), where
-        for k, pair in enumerate(zip(first, second, strict=True)):
-            assert_same(*pair, f"{where}[{k}]")
-    else:
-        assert first == second, where
 
 
 class Killed(Exception):
@@ -77,8 +61,9 @@ def test_killed_and_resumed_is_uninterrupted_bit_for_bit(store, tmp_path, monkey
     assert resumed.step == 1
     resumed.train()
     killed = checkpoint.load(resumed.path)
-    for key in ("branches", "optimisers", "step", "data"):
-        assert_same(whole[key], killed[key], key)
+    for key in ("branches", "optimisers", "step"):
+        assert_close(whole[key], killed[key], rtol=0, atol=0)
+    assert whole["data"] == killed["data"]
     assert not list(tmp_path.glob("*/*.part"))
 
     with pytest.raises(ValueError, match=r"of another run \(lr 0.02 -> 0.5\).*--init"):
@@ -187,7 +172,7 @@ def test_lambda_0_is_training_without_unlabelled_slices(store, tmp_path):
         assert len(run.samplers) == 1
         run.train_step(*next(run.batches()), done=0.0)
         weights.append(run.branches[0].state_dict())
-    assert_same(*weights)
+    assert_close(*weights, rtol=0, atol=0)
 
 
 def test_branches_start_by_seed_or_from_checkpoints(store, tmp_path, capsys):
@@ -201,7 +186,7 @@ def test_branches_start_by_seed_or_from_checkpoints(store, tmp_path, capsys):
         run.save()
     both = Run(config(store, tmp_path / "both", init=f"{runs[0].path},{runs[1].path}"))
     for branch, run in zip(both.branches, runs, strict=True):
-        assert_same(dict(branch.state_dict()), dict(run.branches[0].state_dict()))
+        assert_close(branch.state_dict(), run.branches[0].state_dict(), rtol=0, atol=0)
     assert both.step == 0 and [stage["config"]["seed"] for stage in both.stages] == [0, 1]
     assert all("store" not in stage["config"] for stage in both.stages)
     assert not capsys.readouterr().out
