@@ -418,7 +418,7 @@ import runpy, sys, threading, {module}
 inner = {module}.{function}
 def held(case, *more):
     if "case2" in str(case):
-        print("held", file=sys.stderr, flush=True)
+        sys.stderr.write("held\\n")  # at once, whatever another thread says
         threading.Event().wait()
     return inner(case, *more)
 {module}.{function} = held
@@ -476,6 +476,11 @@ def test_sigterm_in_the_midst_and_resume(tmp_path, held, run_app, place):
 
 def test_ctrl_c_on_a_terminal(tmp_path, held):
     master, slave = pty.openpty()
+
+    def at_the_terminal():
+        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # ignored by what a shell started in the background
+
     process = subprocess.Popen(
         held("app.pipeline", "segment_case"),
         cwd=ROOT,
@@ -483,7 +488,7 @@ def test_ctrl_c_on_a_terminal(tmp_path, held):
         stderr=slave,
         env=os.environ | {"TERM": "xterm"},
         start_new_session=True,
-        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+        preexec_fn=at_the_terminal,
     )
     os.close(slave)
     shown = b""
