@@ -15,12 +15,6 @@ def library_nsd(prediction, truth, spacing_mm, tolerance_mm):
         return float(surface_distance.compute_surface_dice_at_tolerance(distances, tolerance_mm))
 
 
-def slow_dice(prediction, truth):
-    """Dice by sets of voxels; not both empty."""
-    voxels = {tuple(index) for index in np.argwhere(prediction)}, {tuple(index) for index in np.argwhere(truth)}
-    return 2 * len(voxels[0] & voxels[1]) / (len(voxels[0]) + len(voxels[1]))
-
-
 def organizers_scores(prediction, truth, spacing_mm, labels, minimum_dsc=0.2):
     """Label -> (DSC, NSD) of (x, y, z) labels; fails, as theirs, if aorta, IVC or esophagus lie on one slice."""
     tolerances_mm = [5, 3, 3, 5, 2, 2, 2, 2, 2, 3, 5, 7, 3]

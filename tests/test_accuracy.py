@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 
 from app.labels import ORGANS
-from evaluation import accuracy
 from evaluation.accuracy import main
 from evaluation.organs import ALL_LABELS
 from tests.label_maps import AFFINE, body, save
@@ -219,11 +218,6 @@ def test_options_that_are_wrong(capsys, arguments, message):
     with pytest.raises(SystemExit) as caught:
         run("pred", "truth", *arguments)
     assert caught.value.code == 2 and message in capsys.readouterr().err
-
-
-def test_as_many_workers_as_cpus_may_be_used(monkeypatch):
-    monkeypatch.setattr(accuracy, "usable_cpus", lambda: 3)
-    assert accuracy.parse_arguments(["pred", "truth", "-o", "scores.csv"]).workers == 3
 
 
 # --- names and disks ---

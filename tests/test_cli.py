@@ -11,7 +11,6 @@ import signal
 import subprocess
 import sys
 import termios
-import time
 from pathlib import Path
 
 import nibabel as nib
@@ -87,19 +86,6 @@ def test_a_run(folders, run_app):
     assert re.fullmatch(r"on .+, (bfloat16|float32), threads: \d+, weights [0-9a-f]{12}", start)
     assert [re.sub(r"[\d.]+ s$", "T s", line) for line in cases] == [f"{name}: 3 slices in T s" for name in "abc"]
     assert re.fullmatch(rf"3 done, 0 failed, 0 skipped in [\d.]+ s; masks in {outputs}, log in {folder}", end)
-
-
-def test_the_same_run_gives_the_same_masks_and_logs_of_its_own(folders, run_app):
-    inputs, outputs = folders
-    contents = []
-    for _ in range(2):
-        outcome = run_app("--inputs", inputs / "a_0000.nii.gz", "--outputs", outputs, "--quiet")
-        assert (outcome.status, messages(outcome.stderr)) == (0, [])
-        contents.append((outputs / "a.nii.gz").read_bytes())
-    assert contents[0] == contents[1]
-    first, second = records(outputs)
-    assert statuses(first) == statuses(second) == {"a": "done"}
-    assert len(list(outputs.glob("logs/*/monitor.csv"))) == 2
 
 
 def test_quality_of_each_mask(folders, run_app):
@@ -402,24 +388,6 @@ def test_every_slice_of_a_thin_scan_where_it_is_asked_for(tmp_path, run_app):
 # Disks
 
 
-def test_a_record_that_cannot_be_written_midway_loses_no_case(folders, run_app, monkeypatch):
-    inputs, outputs = folders
-    replace, calls = os.replace, []
-
-    def full_at_first(source, target):
-        calls.append(Path(target).name)
-        if calls.count("run.json") == 1 and calls[-1] == "run.json":
-            raise OSError(28, "No space left on device")
-        replace(source, target)
-
-    monkeypatch.setattr(os, "replace", full_at_first)
-    outcome = run_app("--inputs", inputs, "--outputs", outputs)
-    assert outcome.status == 0  # and the record is whole in the end
-    assert masks(outputs) == ["a.nii.gz", "b.nii.gz", "c.nii.gz"]
-    assert len([line for line in messages(outcome.stderr) if "record of this run cannot be written" in line]) == 1
-    assert statuses(records(outputs)[0]) == dict.fromkeys("abc", "done")
-
-
 def fill(disk):
     """Take all space of a small disk; returns the file that does."""
     with (disk / "filler").open("wb", buffering=0) as file, contextlib.suppress(OSError):
@@ -443,141 +411,101 @@ def test_a_full_disk_under_the_logs_loses_no_mask(folders, run_app, small_disk):
     assert said[-1].startswith("3 done, 0 failed")
 
 
-def test_a_full_disk_under_the_masks_fails_its_cases_in_words(folders, run_app, small_disk, tmp_path):
-    disk = small_disk(64)
-    (tmp_path / "logs").mkdir()
-    (disk / "logs").symlink_to(tmp_path / "logs")
-    filler = fill(disk)
-    outcome = run_app("--inputs", folders[0], "--outputs", disk)
-    assert outcome.status == 1
-    errors = [line for line in messages(outcome.stderr) if "cannot be written: No space left on device" in line]
-    assert [str(disk / f"{name}.nii.gz") in line for name, line in zip("abc", errors, strict=True)] == [True] * 3
-    assert sorted(path.name for path in disk.iterdir()) == ["filler", "logs"]
-    filler.unlink()
-    assert run_app("--inputs", folders[0], "--outputs", disk, "--resume").status == 0
-    assert masks(disk) == ["a.nii.gz", "b.nii.gz", "c.nii.gz"]
-
-
-def test_a_read_only_outputs_folder_is_wrong_use(folders, run_app, small_disk):
-    disk = small_disk(64)
-    subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
-    outcome = run_app("--inputs", folders[0], "--outputs", disk)
-    assert outcome.status == 2
-    assert outcome.stderr == f"error: cannot write to the outputs folder {disk}: Read-only file system\n"
-
-
 # Signals, in a process of its own
 
+HELD = """
+import runpy, sys, threading, {module}
+inner = {module}.{function}
+def held(case, *more):
+    if "case2" in str(case):
+        sys.stderr.write("held\\n")  # at once, whatever another thread says
+        threading.Event().wait()
+    return inner(case, *more)
+{module}.{function} = held
+sys.argv = sys.argv[1:]
+runpy.run_module("app", run_name="__main__", alter_sys=True)
+"""
 
-def command(*arguments, weights):
-    given = [str(argument) for argument in arguments]
-    return [sys.executable, "-m", "app", *given, "--device", "cpu", "--weights", str(weights)]
 
+@pytest.fixture
+def held(tmp_path, weights_path):
+    """Inputs of four cases, and the command of a run that stops for ever in the given function at the third."""
+    for number in range(4):
+        save_ct(tmp_path / "in" / f"case{number}_0000.nii.gz", smooth_hu(seed=number))
 
-def many(folder, count, slices):
-    """Cases enough that a run can be stopped in their midst."""
-    for number in range(count):
-        save_ct(folder / f"case{number}_0000.nii.gz", smooth_hu((slices, 64, 64), seed=number))
-    return folder
+    def command(module, function):
+        script = HELD.format(module=module, function=function)
+        arguments = ["app", "--inputs", tmp_path / "in", "--outputs", tmp_path / "out", "--device", "cpu"]
+        return [sys.executable, "-c", script, *map(str, arguments), "--weights", str(weights_path)]
 
-
-def wait_for(condition, seconds=60):
-    deadline_s = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline_s, "waited in vain"
-        time.sleep(0.02)
+    return command
 
 
 def assert_stopped_well(outputs, status):
-    """Whole masks, a true record, a closed monitor. Returns the cases that the record calls done."""
-    whole = [path for path in outputs.glob("*.nii.gz") if mask_array(path).shape == (64, 64, 16)]
-    assert 0 < len(whole) < 8
+    """Whole masks, a true record, a closed monitor. Returns the cases that are done."""
+    whole = [path for path in outputs.glob("*.nii.gz") if mask_array(path).shape == (64, 64, 3)]
     assert masks(outputs) == sorted(path.name for path in whole)  # no half-written one, no temporary
     (record,) = records(outputs)
     assert record["exit_status"] == status
     recorded = {case["name"] for case in record["cases"] if case["status"] == "done"}
-    unrecorded = {path.name.removesuffix(".nii.gz") for path in whole} - recorded
-    assert len(unrecorded) <= 1  # stopped between its mask and its record
-    assert len(recorded) == len(whole) - len(unrecorded)
-    assert record["monitor"]["samples"] > 0
+    assert recorded <= {path.name.removesuffix(".nii.gz") for path in whole} <= {"case0", "case1"}
     (monitored,) = outputs.glob("logs/*/monitor.csv")
     lines = monitored.read_text().splitlines()
-    assert len(lines) == record["monitor"]["samples"] + 1  # closed, the last row whole
+    assert len(lines) == record["monitor"]["samples"] + 1 > 1  # closed, the last row whole
     assert lines[-1].count(",") == lines[0].count(",")
     return recorded
 
 
-def test_sigterm_in_the_midst_and_resume(tmp_path, weights_path, run_app):
-    inputs, outputs = many(tmp_path / "in", 8, 16), tmp_path / "out"
-    run = command("--inputs", inputs, "--outputs", outputs, "--monitor-interval-s", "0.05", weights=weights_path)
-    with subprocess.Popen(run, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
-        wait_for((outputs / "case1.nii.gz").exists)
+@pytest.mark.parametrize("place", [("app.pipeline", "segment_case"), ("app.ct", "read_ct")])
+def test_sigterm_in_the_midst_and_resume(tmp_path, held, run_app, place):
+    """A CT that is still being read is not waited for either."""
+    inputs, outputs = tmp_path / "in", tmp_path / "out"
+    with subprocess.Popen(held(*place), cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+        while process.stderr.readline() not in ("held\n", ""):
+            pass
         process.send_signal(signal.SIGTERM)
-        _, stderr = process.communicate(timeout=30)
+        stderr = process.stderr.read()
     assert process.returncode == 143
     recorded = assert_stopped_well(outputs, 143)
     assert messages(stderr)[-1] == "stopped by SIGTERM"
     assert run_app("--inputs", inputs, "--outputs", outputs, "--resume").status == 0
     after = statuses(records(outputs)[-1])
     assert {name for name, status in after.items() if status == "skipped"} == recorded
-    assert len(masks(outputs)) == 8
+    assert len(masks(outputs)) == 4
 
 
-def test_ctrl_c_on_a_terminal(tmp_path, weights_path):
-    inputs, outputs = many(tmp_path / "in", 8, 16), tmp_path / "out"
+def test_ctrl_c_on_a_terminal(tmp_path, held):
     master, slave = pty.openpty()
+
+    def at_the_terminal():
+        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # ignored by what a shell started in the background
+
     process = subprocess.Popen(
-        command("--inputs", inputs, "--outputs", outputs, weights=weights_path),
+        held("app.pipeline", "segment_case"),
         cwd=ROOT,
         stdin=slave,
         stderr=slave,
         env=os.environ | {"TERM": "xterm"},
         start_new_session=True,
-        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+        preexec_fn=at_the_terminal,
     )
     os.close(slave)
-    os.set_blocking(master, False)
     shown = b""
-
-    def drawn(condition):
-        nonlocal shown
-        with contextlib.suppress(OSError):  # nothing new, or the other end is closed
-            shown += os.read(master, 1 << 16)
-        return condition()
-
-    wait_for(lambda: drawn((outputs / "case1.nii.gz").exists))
+    while b"held" not in shown:
+        shown += os.read(master, 1 << 16)
     os.write(master, b"\x03")
-    wait_for(lambda: drawn(lambda: process.poll() is not None), 30)
-    os.set_blocking(master, True)
     with contextlib.suppress(OSError):  # the end: no one holds the other side any more
         while True:
             shown += os.read(master, 1 << 16)
     os.close(master)
-    assert process.returncode == 130
-    assert_stopped_well(outputs, 130)
+    assert process.wait() == 130
+    assert assert_stopped_well(tmp_path / "out", 130) == {"case0", "case1"}
     text = shown.decode()
-    assert re.search(r"\r\x1b\[K\[1/8\] \.{24}  0:00:\d\d  reading", text)
-    assert re.search(r"\r\x1b\[K\[2/8\] #+\.+  0:00:\d\d  slice \d+/16  case1", text)
+    assert re.search(r"\r\x1b\[K\[1/4\] \.{24}  0:00:\d\d  reading", text)
+    assert re.search(r"\r\x1b\[K\[2/4\] #+\.*  0:\d\d:\d\d  slice \d/3  case1", text)
     assert "Traceback" not in text
     assert DATED.sub("", text.replace("\r\n", "\n").rsplit("\r\x1b[K", 1)[1]).strip() == "stopped by Ctrl-C"
-
-
-def test_sigterm_does_not_wait_for_a_ct_that_is_still_being_read(tmp_path, weights_path):
-    inputs, outputs = many(tmp_path / "in", 1, 1), tmp_path / "out"
-    script = (
-        "import runpy, sys, time, app.ct\n"
-        "app.ct.read_ct = lambda path: (print('reading', flush=True), time.sleep(60))\n"
-        "sys.argv = sys.argv[1:]\n"
-        "runpy.run_module('app', run_name='__main__', alter_sys=True)"
-    )
-    run = command("--inputs", inputs, "--outputs", outputs, weights=weights_path)
-    run = [sys.executable, "-c", script, *run[2:]]
-    with subprocess.Popen(run, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stdout.readline() == "reading\n"
-        process.send_signal(signal.SIGTERM)
-        process.communicate(timeout=20)
-    assert process.returncode == 143
-    assert records(outputs)[0]["exit_status"] == 143
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -602,23 +530,7 @@ def test_nor_does_one_that_comes_when_the_interpreter_goes_down(folders, weights
         "sys.argv = sys.argv[1:]\n"
         "runpy.run_module('app', run_name='__main__', alter_sys=True)"
     )
-    run = command("--inputs", folders[0], "--outputs", folders[1], weights=weights_path)
-    done = subprocess.run([sys.executable, "-c", script, *run[2:]], cwd=ROOT, capture_output=True, text=True)
+    run = [sys.executable, "-c", script, "app", "--inputs", folders[0], "--outputs", folders[1], "--device", "cpu"]
+    done = subprocess.run([*run, "--weights", weights_path], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0
     assert messages(done.stderr)[-1].startswith("3 done")
-
-
-def test_two_runs_on_one_outputs_folder(tmp_path, weights_path):
-    inputs, outputs = many(tmp_path / "in", 2, 3), tmp_path / "out"
-    runs = [
-        subprocess.Popen(
-            command("--inputs", inputs, "--outputs", outputs, "--quiet", weights=weights_path),
-            cwd=ROOT, stderr=subprocess.PIPE, text=True,
-        )
-        for _ in range(2)
-    ]  # fmt: skip
-    for run in runs:
-        assert messages(run.communicate(timeout=60)[1]) == []
-        assert run.returncode == 0
-    assert masks(outputs) == ["case0.nii.gz", "case1.nii.gz"]
-    assert [record["exit_status"] for record in records(outputs)] == [0, 0]

@@ -2,7 +2,6 @@
 
 import tracemalloc
 
-import nibabel as nib
 import numpy as np
 import pytest
 from scipy import ndimage
@@ -13,7 +12,7 @@ from app.hounsfield import put_on_hu_scale
 from app.volume import read_volume
 from benchmarks.scan import EXAMPLE
 from tests.nifti_files import CT_DIR
-from tests.scans import mask_array, save_ct
+from tests.scans import save_ct
 
 SHAPE = (6, 96, 96)
 Y, X = np.mgrid[-1 : 1 : SHAPE[1] * 1j, -1 : 1 : SHAPE[2] * 1j]
@@ -248,7 +247,7 @@ def test_random_volumes_never_end_in_another_error():
 
 # Real scans
 
-CTS = [*sorted(CT_DIR.glob("*/images/*.nii.gz"))[::2], EXAMPLE]
+CTS = [*sorted(CT_DIR.glob("*/images/*.nii.gz"))[::4], EXAMPLE]
 
 
 @pytest.mark.parametrize("path", CTS, ids=lambda path: f"{path.parent.parent.name}-{path.name}")
@@ -287,21 +286,6 @@ def test_a_refusal_names_the_file(tmp_path):
     with pytest.raises(InputError) as error:
         read_ct(path)
     assert str(error.value).startswith(f"{str(path)!r}: no body in it, or not HU: values from -1024 to -1024, ")
-
-
-def test_masks_are_those_of_the_hu(tmp_path, run_app):
-    hu = body()
-    odd = hu + np.int16(1024)
-    odd[:, OUTSIDE_VIEW] = -2000
-    save_ct(tmp_path / "in" / "hu.nii.gz", np.where(OUTSIDE_VIEW, -1024, hu).astype(np.int16))
-    save_ct(tmp_path / "in" / "odd.nii.gz", odd)
-    nan = np.where(OUTSIDE_VIEW, np.nan, hu).astype(np.float32)
-    nib.save(nib.Nifti1Image(nan.T, np.diag([0.75, 0.75, 5, 1])), tmp_path / "in" / "nan.nii.gz")
-    outcome = run_app("--inputs", tmp_path / "in", "--outputs", tmp_path / "out", "--quiet")
-    assert outcome.status == 0
-    masks = [mask_array(tmp_path / "out" / f"{name}.nii.gz") for name in ("hu", "odd", "nan")]
-    assert len(np.unique(masks[0])) > 2
-    assert all(np.array_equal(mask, masks[0]) for mask in masks)
 
 
 def test_it_needs_no_second_volume():

@@ -58,15 +58,6 @@ def test_short_writes_are_continued():
     assert b"".join(written) == b"0123456789"
 
 
-def test_a_link_is_replaced_not_followed(tmp_path, scan):
-    folder, precious = outputs(tmp_path), tmp_path / "precious"
-    precious.write_text("kept")
-    (folder / "m.nii.gz").symlink_to(precious)
-    write_mask(*scan, folder / "m.nii.gz")
-    assert precious.read_text() == "kept"
-    assert not (folder / "m.nii.gz").is_symlink()
-
-
 @pytest.mark.parametrize(
     ("change", "name", "message"),
     [

@@ -163,12 +163,6 @@ def test_trunk_against_torchvision(monkeypatch):
         torch.testing.assert_close(high_level, resnet.layer4(resnet.layer3(resnet.layer2(x))))
 
 
-def test_strides():
-    low_level, high_level = random_network().trunk(torch.zeros(1, 1, 64, 96))
-    assert low_level.shape == (1, 64, 64 // 4, 96 // 4)
-    assert high_level.shape == (1, 512, 64 // 16, 96 // 16)
-
-
 @pytest.mark.parametrize("size", [(65, 64), (64, 72), (8, 16), (512, 513)])
 def test_a_size_that_is_no_multiple_of_the_stride_is_refused(size):
     with pytest.raises(ValueError, match=rf"multiple of 16, got \({size[0]}, {size[1]}\)"):

@@ -89,14 +89,6 @@ def test_mask_header_from_an_affine_has_it_in_both_forms(quaternion, mirrored, s
     assert written["magic"] == b"n+1"
 
 
-def test_a_sheared_mask_header_has_no_qform():
-    affine = TURNED.copy()
-    affine[1, 2] = 0.4
-    written = nib.Nifti1Header(mask_header_of((6, 5, 4), affine)[:348])
-    np.testing.assert_allclose(written.get_sform(), affine, rtol=1e-6)
-    assert (int(written["sform_code"]), int(written["qform_code"])) == (1, 0)
-
-
 @given(st.binary(min_size=348, max_size=348), st.sampled_from("<>"))
 def test_a_mask_header_keeps_every_byte_of_geometry(noise, order):
     raw = bytearray(noise)

@@ -2,13 +2,10 @@
 
 import argparse
 import os
-from pathlib import Path
 
 import pytest
 
 from evaluation.organs import ALL_LABELS, annotated_organs, parse_organs
-
-INDEX = Path(os.environ.get("FLARE22_CT_DIR", Path(__file__).resolve().parents[2] / "shared" / "ct")) / "index.tsv"
 
 
 @pytest.mark.parametrize(
@@ -63,9 +60,3 @@ def test_a_table_that_cannot_be_used(tmp_path, content, message):
         (tmp_path / "organs.tsv").write_text(content)
     with pytest.raises(argparse.ArgumentTypeError, match=message):
         annotated_organs(str(tmp_path / "organs.tsv"))
-
-
-@pytest.mark.skipif(not INDEX.exists(), reason="no index of open CT here")
-def test_the_index_of_a_data_set_is_a_table():
-    organs = annotated_organs(str(INDEX))
-    assert 12 not in organs.of("btcv0005.nii.gz") and organs.of("totalseg_dicom_slab.nii.gz") == (1, 3, 4, 5, 6, 7, 11)

@@ -1,8 +1,6 @@
 """Plausible volumes: every organ has a published range, and few organs that doctors drew are marked."""
 
-import os
 import re
-from pathlib import Path
 
 import pytest
 
@@ -10,8 +8,7 @@ from app.labels import ORGANS
 from app.plausible import REFERENCES, mark, plausible_ml
 from evaluation.report.case import report_case
 from evaluation.report.run import CaseRecord
-
-CT_DIR = Path(os.environ.get("FLARE22_CT_DIR", Path(__file__).resolve().parents[2] / "shared" / "ct"))
+from tests.nifti_files import CT_DIR
 
 
 def test_every_organ_has_a_range_and_a_source():

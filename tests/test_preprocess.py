@@ -18,21 +18,17 @@ def test_the_window_is_the_papers():
 
 @settings(deadline=None)
 @given(
-    arrays.arrays(np.int16, arrays.array_shapes(min_dims=1, max_dims=4, max_side=6), elements=st.integers(-300, 1200))
+    arrays.arrays(
+        np.int16,
+        arrays.array_shapes(min_dims=1, max_dims=4, max_side=6),
+        elements=st.integers(-300, 1200) | st.sampled_from([-32768, -101, -100, 1000, 1001, 32767]),
+    )
 )
 def test_statistics_are_those_of_the_clipped_volume(hu):
     clipped = np.clip(hu.astype(np.float64), -100, 1000)
     mean, std = clipped_statistics(hu)
     assert mean == pytest.approx(clipped.mean(), rel=1e-12, abs=1e-9)
     assert std == pytest.approx(clipped.std() if clipped.std() > 1e-9 else 1.0, rel=1e-9)
-
-
-def test_values_at_and_beyond_the_window_by_hand():
-    hu = np.array([[[-32768, -101], [-100, 999]], [[1000, 1001], [32767, 0]]], np.int16)
-    # clipped: -100 three times, 999, 1000 three times, 0
-    mean, std = clipped_statistics(hu)
-    assert mean == pytest.approx((3 * -100 + 999 + 3 * 1000 + 0) / 8)
-    assert std == pytest.approx(np.std([-100, -100, -100, 999, 1000, 1000, 1000, 0]))
 
 
 def test_a_constant_volume_becomes_zeros():

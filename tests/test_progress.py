@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 
 from app import progress as module
-from app.progress import BAR_WIDTH, Progress, one_line
+from app.progress import BAR_WIDTH, Progress
 
 DATED = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d (INFO|WARNING|ERROR) ")
 REDRAW = "\r\033[K"
@@ -143,19 +143,3 @@ def test_a_message_is_one_line_whatever_a_file_is_called(capsys):
     logging.getLogger("app").error("%s: damaged", "a\nb\033[31m\u2028\udcff\u00e9.nii.gz")
     (line,) = capsys.readouterr().err.splitlines()
     assert line.endswith("a\\nb\\x1b[31m\\u2028\\udcff\u00e9.nii.gz: damaged")
-
-
-def test_a_traceback_keeps_its_lines(capsys):
-    Progress(1, quiet=False)
-    try:
-        raise ValueError("why")
-    except ValueError:
-        logging.getLogger("app").error("failed", exc_info=True)
-    lines = capsys.readouterr().err.splitlines()
-    assert lines[1] == "Traceback (most recent call last):"
-    assert lines[-1] == "ValueError: why"
-
-
-def test_one_line_leaves_plain_text_alone():
-    assert one_line("Fälle/患者 1 (a).nii.gz") == "Fälle/患者 1 (a).nii.gz"
-    assert one_line("\t\r\x00\x7f") == "\\t\\r\\x00\\x7f"

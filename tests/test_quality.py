@@ -265,7 +265,7 @@ def read_pair(folder, image):
 @real
 def test_hand_drawn_masks_are_plausible_and_mirrored_ones_are_not():
     verdicts = {}
-    for image in sorted((CT_DIR / "labelled" / "images").glob("*.nii.gz"))[::3]:
+    for image in sorted((CT_DIR / "labelled" / "images").glob("*.nii.gz"))[::6]:
         labels, volume = read_pair(CT_DIR / "labelled", image)
         spacing_mm = volume.geometry.spacing_mm
         verdicts[image.name] = judge(labels, volume.hu, spacing_mm)

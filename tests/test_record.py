@@ -5,14 +5,13 @@ import errno
 import json
 import os
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
 
 from app import __version__
 from app import record as module
-from app.record import RunRecord, file_sha256, finished_masks
+from app.record import RunRecord, finished_masks
 from app.runjson import read_record
 
 
@@ -109,13 +108,6 @@ def test_volumes_as_a_table(tmp_path):
         ]
 
 
-@pytest.mark.parametrize("spoil", [Path.touch, lambda path: path.symlink_to("nowhere")])
-def test_an_outputs_folder_that_cannot_be_made_is_an_error(tmp_path, spoil):
-    spoil(tmp_path / "out")
-    with pytest.raises((NotADirectoryError, FileExistsError)):
-        RunRecord(tmp_path / "out")
-
-
 def test_what_is_finished(tmp_path):
     assert finished_masks(tmp_path / "nothing") == {}
     make_run(tmp_path, "w1", entry("a"), entry("b", "failed"))
@@ -147,13 +139,3 @@ def test_a_record_that_cannot_be_used_proves_nothing_and_hides_nothing(tmp_path,
     for _ in range(2):  # it is said once
         assert finished_masks(tmp_path) == {"a": {("i", "w", "m")}}
     assert [f"{tmp_path}/logs/broken/run.json: {said}" in line for line in caplog.messages] == ([True] if said else [])
-
-
-def test_sha256_of_a_file(tmp_path):
-    (tmp_path / "abc").write_bytes(b"abc")
-    # FIPS 180-2, appendix B.1
-    assert file_sha256(tmp_path / "abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
-    (tmp_path / "long").write_bytes(b"a" * 1_000_000)  # B.3
-    assert file_sha256(tmp_path / "long") == "cdc76e5c9914fb9281a1c7e284d73e67f1809a48a497200e046d39ccc7112cd0"
-    assert file_sha256(tmp_path / "nothing") is None
-    assert file_sha256(tmp_path) is None

@@ -8,13 +8,6 @@ from evaluation.scoring import Score
 from evaluation.summary import format_table, summarise
 
 
-def test_summary_of_one_case_has_no_spread():
-    summary = summarise({"a": {1: Score(0.5, 0.25), 2: Score(1, 0.75)}})
-    assert summary["per_organ"]["RK"]["DSC"] == {"mean": 1, "std": 0}
-    assert summary["over_cases"]["NSD"] == {"mean": 0.5, "std": 0}
-    assert summary["over_organs"]["NSD"] == {"mean": 0.5, "std": 0.25}
-
-
 def test_cases_with_other_organs_worked_by_hand():
     a, b, c = {1: Score(0.5, 0.25), 2: Score(1, 0.75)}, {1: Score(0.75, 0.5)}, {2: Score(0.5, 0.25), 13: Score(0, 0)}
     summary = summarise({"a": a, "b": b, "c": c})
@@ -32,7 +25,7 @@ def test_cases_with_other_organs_worked_by_hand():
     assert (liver, organs, cases) == ("2", "3", "3")
 
 
-@pytest.mark.parametrize("n_cases", [2, 9, 64])
+@pytest.mark.parametrize("n_cases", [1, 9, 64])
 def test_the_same_organs_everywhere_are_plain_means(n_cases):
     random = np.random.default_rng(n_cases)
     labels = sorted(random.choice(np.arange(1, 14), 11, replace=False).tolist())

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from app.labels import ORGANS
+from app.network import DeepLabV3Plus
 from app.weights import load_weights
 from evaluation.paper import TABLE_3
 from tests.training_data import add_case, config, phantom_store
@@ -53,12 +54,11 @@ def test_exported_weights_are_the_branch_that_validated_best(trained, path, tmp_
     assert weights.sha256 == digest and weights.frame_px == 32 and weights.switched_off == (12,)
     assert weights.spacing_mm == (12.5, 12.5) and weights.slice_mm == 5
     network = weights.network(torch.device("cpu"), torch.float32)
-    run = Run(dataclasses.replace(config(trained / "store", tmp_path / "x", fold=0, folds=str(trained / "folds.json"))))
-    run.branches[1].load_state_dict(state["branches"][1])
-    run.branches[1].eval()
+    branch = DeepLabV3Plus().eval()
+    branch.load_state_dict(state["branches"][1])
     images = torch.randn(2, 1, 32, 32)
     with torch.no_grad():
-        ours, theirs = network(images), run.branches[1](images)
+        ours, theirs = network(images), branch(images)
     kept = [0, *WITHOUT_DUODENUM]
     assert (ours[:, kept] - theirs[:, kept]).abs().max() < 0.01 * theirs.abs().max()
     assert (ours[:, 12] < -9000).all()  # can never win
@@ -107,15 +107,16 @@ def test_training_goes_on_from_exported_weights(trained, path, tmp_path):
     exact = checkpoint.load(path)["branches"][0]
     torch.testing.assert_close(run.branches[0].state_dict()["aspp.project.0.0.weight"],
                                exact["aspp.project.0.0.weight"], rtol=1e-3, atol=1e-6)  # fmt: skip
-    assert [stage["step"] for stage in run.stages] == [1]
     run.save()
-    stages = export.export(tmp_path / "next" / checkpoint.FILE_NAME)["info"]["training"]["stages"]
+    stages = export.export(run.path)["info"]["training"]["stages"]
     assert [stage["step"] for stage in stages] == [1, 0]
 
 
 def test_crossvalidation_scores_only_patients_never_seen(trained, path, tmp_path):
     entry = crossvalidate.score(path, None, torch.device("cpu"))
     state = checkpoint.load(path)
+    assert state["validation"]["step"] == 1 and len(state["validation"]["dsc"]) == 2
+    assert state["data"]["validation"] == ["p0"] and list(path.parent.glob("events*"))
     assert entry["fold"] == 0 and list(entry["dsc"]) == ["p0"]
     expected = {k: v for k, v in state["validation"]["dsc"][entry["branch"]].items() if k != "mean"}
     assert entry["dsc"]["p0"] == pytest.approx(expected) and "Duodenum" not in expected

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from training.losses import marginal_cross_entropy, pseudo_labels, soft_dice_loss
-from training.method import Examples, gradients, supervised_loss
+from training.method import Examples, gradients
 from training.store import UNCERTAIN
 
 
@@ -53,15 +53,6 @@ def test_marginal_cross_entropy_against_loops(seed):
         else:
             probability = p[n, label, y, x]
         assert loss[n, y, x].item() == pytest.approx(-math.log(probability), abs=1e-4)
-
-
-@given(st.integers(0, 10_000))
-@settings(max_examples=30, deadline=None)
-def test_marginal_is_plain_cross_entropy_where_nothing_is_uncertain(seed):
-    logits, target, unannotated = random_sample(seed, uncertain=False)
-    torch.testing.assert_close(
-        marginal_cross_entropy(logits, target, unannotated), F.cross_entropy(logits, target.long(), reduction="none")
-    )
 
 
 def test_what_may_be_anything_teaches_nothing():
@@ -116,17 +107,6 @@ def test_soft_dice_of_slices_without_organs_is_0_and_has_a_gradient():
     assert loss.item() == 0 and not logits.grad.any()
 
 
-def test_equation_1_is_the_mean_over_slices_and_pixels():
-    logits, target, unannotated = random_sample(2, uncertain=False)
-    total = 0.0
-    for n, y, x in np.ndindex(*target.shape):
-        total += -F.log_softmax(logits[n, :, y, x], dim=0)[int(target[n, y, x])].item()
-    examples = Examples(torch.zeros(2, 1, 3, 4), target, unannotated)
-    assert supervised_loss(lambda images: logits, examples, 0.0).item() == pytest.approx(
-        total / target.numel(), abs=1e-5
-    )
-
-
 def test_pseudo_labels_are_the_likeliest_of_what_a_pixel_may_be():
     logits = logits_of([[0.2, 0.7, 0.1], [0.2, 0.7, 0.1], [0.1, 0.3, 0.6]])
     known = torch.tensor([[[2, UNCERTAIN, UNCERTAIN]]], dtype=torch.uint8)
@@ -178,11 +158,3 @@ def test_equation_3_against_loops(cutmix):
         assert torch.equal(first, images) and not training and not grad  # pseudo-labels: unmixed images
         assert supervision == cross == [True, True] and branch.training
         assert torch.equal(mixed, images) != cutmix
-
-
-def test_lambda_0_takes_no_unlabelled_slices():
-    branch = Constant([1.0, -0.5, 0.3])
-    images, labels = torch.randn(1, 1, 4, 4), torch.zeros(1, 4, 4, dtype=torch.uint8)
-    labelled = Examples(images, labels, torch.zeros(1, 3, dtype=torch.bool))
-    supervised, cps = gradients([branch], labelled, None, None, 0.0, 0.0, nullcontext)
-    assert supervised > 0 and cps == 0 and len(branch.seen) == 1 and branch.weights.grad.any()

@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.testing import assert_close
 
+from app.options import WEIGHTS
 from tests.training_data import PLAIN, config, phantom_store
 from tests.training_run import frozen
 from training import checkpoint
@@ -28,65 +30,51 @@ def store(tmp_path_factory):
     return phantom_store(tmp_path_factory.mktemp("store"), 32, [12, 17, 24, 32], labelled=2, unlabelled=2)
 
 
-def assert_same(first, second, where="state"):
-    """Two checkpoints, bit for bit."""
-    assert type(first) is type(second), where
-    if isinstance(first, torch.Tensor):
-        assert first.dtype == second.dtype and torch.equal(first, second), where
-    elif isinstance(first, dict):
-        assert first.keys() == second.keys(), where
-        for key in first:
-            assert_same(first[key], second[key], f"{where}.{key}")
-    elif isinstance(first, list):
-        assert len(first) == len(second), where
-        for k, pair in enumerate(zip(first, second, strict=True)):
-            assert_same(*pair, f"{where}[{k}]")
-    else:
-        assert first == second, where
-
-
 class Killed(Exception):
     pass
 
 
 def test_killed_and_resumed_is_uninterrupted_bit_for_bit(store, tmp_path, monkeypatch):
     settings = config(
-        store, tmp_path / "whole", epochs=2, warmup_share=0.5, workers=2, dice_weight=1.0, organ_share=0.3,
+        store, tmp_path / "whole", epochs=1.5, warmup_share=0.5, workers=1, dice_weight=1.0, organ_share=0.3,
         true_hu_share=0.1, noise_hu=10.0, blur=0.5, zoom=1.2, statistics_jitter=0.1, momentum=0.9,
     )  # fmt: skip
     Run(settings).train()
     whole = checkpoint.load(tmp_path / "whole" / checkpoint.FILE_NAME)
-    assert whole["step"] == whole["total_steps"] == 4
+    assert whole["step"] == whole["total_steps"] == 3
 
     settings = dataclasses.replace(settings, out=str(tmp_path / "killed"), checkpoint_every_s=0.0)
     run = Run(settings)
     step = run.train_step
 
-    def killed_in_the_third_step(*batches):
+    def killed_in_the_second_step(*batches):
         losses = step(*batches)
-        if run.step == 3:
+        if run.step == 2:
             raise Killed
         return losses
 
-    monkeypatch.setattr(run, "train_step", killed_in_the_third_step)
+    monkeypatch.setattr(run, "train_step", killed_in_the_second_step)
     with pytest.raises(Killed):
         run.train()
-    assert checkpoint.load(tmp_path / "killed" / checkpoint.FILE_NAME)["step"] == 2
     torch.rand(7)  # another process, another state of the global generator
     resumed = Run(settings)
-    assert resumed.step == 2
+    assert resumed.step == 1
     resumed.train()
-    killed = checkpoint.load(tmp_path / "killed" / checkpoint.FILE_NAME)
-    for key in ("branches", "optimisers", "step", "data"):
-        assert_same(whole[key], killed[key], key)
+    killed = checkpoint.load(resumed.path)
+    for key in ("branches", "optimisers", "step"):
+        assert_close(whole[key], killed[key], rtol=0, atol=0)
+    assert whole["data"] == killed["data"]
     assert not list(tmp_path.glob("*/*.part"))
 
     with pytest.raises(ValueError, match=r"of another run \(lr 0.02 -> 0.5\).*--init"):
         Run(dataclasses.replace(settings, lr=0.5))
     with pytest.raises(ValueError, match="other cases"):
         Run(dataclasses.replace(settings, store=str(phantom_store(tmp_path / "other", 32, [17], 1, 1))))
-    checkpoint.save(checkpoint.compact(killed), tmp_path / "killed" / checkpoint.FILE_NAME)
+    checkpoint.save(checkpoint.compact(killed), resumed.path)
     with pytest.raises(ValueError, match="without its optimisers"):
+        Run(settings)
+    torch.save({"branches": [], "format": 1}, resumed.path)
+    with pytest.raises(ValueError, match=r"checkpoint.pt is a checkpoint of another version \(format 1, not 2\)"):
         Run(settings)
 
 
@@ -96,41 +84,30 @@ def test_a_store_without_labels_is_named(tmp_path):
         Run(config(store, tmp_path / "run", branches=1, lambda_=0.0))
 
 
-def test_stop_after_saves_and_goes_on(store, tmp_path):
-    settings = config(store, tmp_path, epochs=1, branches=1, lambda_=0.0, stop_after_s=1e-3)
-    Run(settings).train()
-    assert checkpoint.load(tmp_path / checkpoint.FILE_NAME)["step"] == 1
-    Run(settings).train()
-    assert checkpoint.load(tmp_path / checkpoint.FILE_NAME)["step"] == 2
-
-
 def test_two_processes_equal_one_with_the_same_batch(store, tmp_path):
-    settings = config(
-        store, tmp_path / "one", epochs=1.5, dice_weight=1.0, lr=0.01, momentum=0.9, labelled_per_batch=4,
-        unlabelled_per_batch=4, organ_share=0.3,
-    )  # fmt: skip
-    start = [copy.deepcopy(branch.state_dict()) for branch in Run(settings).branches]
-    for out, launcher in (("one", []), ("two", ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"])):
-        values = json.dumps(dataclasses.asdict(settings) | {"out": str(tmp_path / out)})
-        command = [sys.executable, *launcher, str(ROOT / "tests/training_run.py"), values]
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=300)
-        assert done.returncode == 0, done.stderr[-3000:]
-    one, two = (checkpoint.load(tmp_path / out / checkpoint.FILE_NAME) for out in ("one", "two"))
-    assert one["step"] == two["step"] == 3
-    for k in range(2):
-        for name, before in start[k].items():
-            if before.is_floating_point():
-                first, second = (state["branches"][k][name] - before for state in (one, two))
-                assert (first - second).norm() <= 1e-3 * first.norm(), (k, name)
-
-
-@pytest.mark.parametrize("dice_weight", [0.0, 1.0])
-def test_one_step_is_equations_1_to_3_written_out(store, tmp_path, dice_weight):
-    # No rotation: the corners that it brings into view are known to be background, without any pseudo-label.
-    settings = config(
-        store, tmp_path, dice_weight=dice_weight, lambda_=0.7, weight_decay=1e-2, lr=0.1, rotation_deg=0.0
+    settings = config(store, tmp_path / "one", epochs=1, dice_weight=1.0, lr=0.01, momentum=0.9, organ_share=0.3)
+    run = frozen(Run(settings))
+    start = [copy.deepcopy(branch.state_dict()) for branch in run.branches]
+    run.train()
+    values = json.dumps(dataclasses.asdict(settings) | {"out": str(tmp_path / "two")})
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*command, ROOT / "tests/training_run.py", values], env=environment, cwd=ROOT, capture_output=True, text=True
     )
+    assert done.returncode == 0, done.stderr[-3000:]
+    two = checkpoint.load(tmp_path / "two" / checkpoint.FILE_NAME)
+    assert run.step == two["step"] == 2
+    for branch, other, before in zip(run.branches, two["branches"], start, strict=True):
+        for name, after in branch.state_dict().items():
+            if after.is_floating_point():
+                first, second = after - before[name], other[name] - before[name]
+                assert (first - second).norm() <= 1e-3 * first.norm(), name
+
+
+def test_one_step_is_equations_1_to_3_written_out(store, tmp_path):
+    # No rotation: the corners that it brings into view are known to be background, without any pseudo-label.
+    settings = config(store, tmp_path, dice_weight=0.4, lambda_=0.7, weight_decay=1e-2, lr=0.1, rotation_deg=0.0)
     run = frozen(Run(settings))
     copies = [copy.deepcopy(branch).double() for branch in run.branches]
     labelled, unlabelled = next(run.batches())
@@ -142,14 +119,13 @@ def test_one_step_is_equations_1_to_3_written_out(store, tmp_path, dice_weight):
     supervised = 0.0
     for branch in copies:
         logits = branch(images)
-        supervised += F.cross_entropy(logits, labels.long())  # every organ is annotated
-        if dice_weight:
-            p, terms = logits.softmax(1), []
-            for c in range(1, 14):
-                truth = labels == c
-                if truth.any():
-                    terms.append(1 - 2 * p[:, c][truth].sum() / (p[:, c].sum() + truth.sum()))
-            supervised += dice_weight * torch.stack(terms).mean()
+        p, terms = logits.softmax(1), []
+        for c in range(1, 14):
+            truth = labels == c
+            if truth.any():
+                terms.append(1 - 2 * p[:, c][truth].sum() / (p[:, c].sum() + truth.sum()))
+        # Every organ is annotated.
+        supervised += F.cross_entropy(logits, labels.long()) + 0.4 * torch.stack(terms).mean()
     pseudo = [branch(unmixed).argmax(1) for branch in copies]
     mask = inside(random_boxes(np.random.default_rng([0, 2, 0]), 4, 32, 32), 32, 32)
     mixed, mixed_pseudo = unmixed.clone(), [y.clone() for y in pseudo]
@@ -166,18 +142,20 @@ def test_one_step_is_equations_1_to_3_written_out(store, tmp_path, dice_weight):
             assert (step - by_hand).norm() <= 2e-3 * by_hand.norm() + 1e-6, name
 
 
-def test_mixed_precision_does_not_round_what_the_network_sees(store, tmp_path, monkeypatch):
+def test_mixed_precision_of_training_and_validation_does_not_round_what_the_network_sees(store, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
     run = Run(config(store, tmp_path, bf16=True, blur=0.5))
     labelled, unlabelled = next(run.batches())
-    seen = []
-    run.branches[0].register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].clone()))
-    given = []
-    run.branches[0].register_forward_hook(lambda module, inputs, logits: given.append(logits.dtype))
+    branch, seen, given = run.branches[0], [], []
+    branch.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].clone()))
+    branch.classifier.register_forward_hook(lambda module, inputs, logits: given.append(logits.dtype))
     run.train_step(labelled, unlabelled, done=0.0)
-    assert set(given) == {torch.bfloat16}
     assert torch.equal(seen[0], augment(unlabelled, run.config)[0])  # for the pseudo-labels, unmixed
     assert torch.equal(seen[1], augment(labelled, run.config)[0])
+    for bf16, dtypes in ((True, {torch.bfloat16}), (False, {torch.float32})):
+        validate(branch, store, run.samplers[0].cases[:1], dataclasses.replace(run.config, bf16=bf16), run.data)
+        assert set(given) == dtypes
+        given.clear()
 
 
 def test_cutmix_pairs_are_not_split_among_processes(store, tmp_path, monkeypatch):
@@ -189,43 +167,31 @@ def test_cutmix_pairs_are_not_split_among_processes(store, tmp_path, monkeypatch
 def test_lambda_0_is_training_without_unlabelled_slices(store, tmp_path):
     only_labelled = phantom_store(tmp_path / "store", 32, [12, 17, 24, 32], labelled=2)
     weights = []
-    for k, folder in enumerate((store, only_labelled)):
-        run = Run(config(folder, tmp_path / str(k), lambda_=0.0, epochs=1))
+    for folder in (store, only_labelled):
+        run = Run(config(folder, tmp_path / folder.name, branches=1, lambda_=0.0))
         assert len(run.samplers) == 1
-        run.train()
-        weights.append(run.branches[1].state_dict())
-    assert_same(*weights)
+        run.train_step(*next(run.batches()), done=0.0)
+        weights.append(run.branches[0].state_dict())
+    assert_close(*weights, rtol=0, atol=0)
 
 
-def test_branches_start_differently_and_by_seed(store, tmp_path):
-    first, second = (run.state_dict()["classifier.weight"] for run in Run(config(store, tmp_path)).branches)
-    again = Run(config(store, tmp_path)).branches[0].state_dict()["classifier.weight"]
-    other = Run(config(store, tmp_path, seed=1)).branches[0].state_dict()["classifier.weight"]
-    assert torch.equal(first, again) and not torch.equal(first, second) and not torch.equal(first, other)
-
-
-def test_init_from_checkpoints(store, tmp_path, capsys):
-    single = dict(branches=1, lambda_=0.0, epochs=0.5)
-    for name in "ab":
-        Run(config(store, tmp_path / name, seed=ord(name), **single)).train()
-    a, b = (tmp_path / name / checkpoint.FILE_NAME for name in "ab")
-    run = Run(config(store, tmp_path / "c", init=f"{a},{b}"))
-    for branch, path in zip(run.branches, (a, b), strict=True):
-        assert_same(dict(branch.state_dict()), dict(checkpoint.load(path)["branches"][0]))
-    assert run.step == 0 and [stage["config"]["seed"] for stage in run.stages] == [97, 98]
-    assert all("store" not in stage["config"] for stage in run.stages)
+def test_branches_start_by_seed_or_from_checkpoints(store, tmp_path, capsys):
+    runs = [Run(config(store, tmp_path / str(seed), branches=1, lambda_=0.0, seed=seed)) for seed in (0, 1)]
+    first, second, other = (
+        branch.classifier.weight for run in (Run(config(store, tmp_path)), runs[1]) for branch in run.branches
+    )
+    assert torch.equal(first, runs[0].branches[0].classifier.weight)
+    assert not torch.equal(first, second) and not torch.equal(first, other) and not torch.equal(second, other)
+    for run in runs:
+        run.save()
+    both = Run(config(store, tmp_path / "both", init=f"{runs[0].path},{runs[1].path}"))
+    for branch, run in zip(both.branches, runs, strict=True):
+        assert_close(branch.state_dict(), run.branches[0].state_dict(), rtol=0, atol=0)
+    assert both.step == 0 and [stage["config"]["seed"] for stage in both.stages] == [0, 1]
+    assert all("store" not in stage["config"] for stage in both.stages)
     assert not capsys.readouterr().out
-    Run(config(store, tmp_path / "d", init=str(a)))
+    Run(config(store, tmp_path / "one", init=str(runs[0].path)))
     assert "1 branch for 2" in capsys.readouterr().out
-
-
-def test_checkpoints_of_another_version_are_named(store, tmp_path):
-    run = Run(config(store, tmp_path, branches=1, lambda_=0.0))
-    run.save()
-    state = torch.load(run.path, weights_only=True)
-    torch.save({**state, "format": 1}, run.path)
-    with pytest.raises(ValueError, match=r"checkpoint.pt is a checkpoint of another version \(format 1, not 2\)"):
-        Run(run.config)
 
 
 def test_by_the_clock_the_schedule_ends_when_the_time_does(store, tmp_path, monkeypatch):
@@ -263,19 +229,6 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_checkpoint(store, 
     assert kept["step"] == 0 and torch.isfinite(kept["branches"][0]["classifier.bias"]).all()
 
 
-def test_validation_on_the_fold_and_the_better_branch(store, tmp_path):
-    folds = tmp_path / "folds.json"
-    folds.write_text('[["p1"]]')
-    run = Run(config(store, tmp_path / "run", fold=0, folds=str(folds), epochs=1))
-    assert "p1" not in run.data["patients"] and run.data["validation"] == ["p1"]
-    run.train()
-    state = checkpoint.load(tmp_path / "run" / checkpoint.FILE_NAME)
-    assert state["validation"]["step"] == 1 and len(state["validation"]["dsc"]) == 2
-    state["validation"]["dsc"] = [{"mean": 0.3}, {"mean": 0.4}]
-    assert checkpoint.best_branch(state) == 1
-    assert list((tmp_path / "run").glob("events*"))
-
-
 def test_hand_worked_dice():
     truth = np.array([1, 1, 2, UNCERTAIN, 0], np.uint8)
     prediction = np.array([1, 0, 2, 2, 12], np.uint8)
@@ -284,24 +237,20 @@ def test_hand_worked_dice():
     assert scores[12] == 0 and scores[5] == 1  # said but not there; neither
 
 
-@pytest.mark.parametrize(("bf16", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
-def test_validation_is_in_the_precision_of_training(store, tmp_path, monkeypatch, bf16, dtype):
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
-    run = Run(config(store, tmp_path, bf16=bf16))
-    given = set()
-    run.branches[0].classifier.register_forward_hook(lambda module, inputs, logits: given.add(logits.dtype))
-    validate(run.branches[0], store, run.samplers[0].cases[:1], run.config, run.data)
-    assert given == {dtype}
-
-
 def test_two_slices_are_learned_by_heart(tmp_path):
-    """The whole chain learns: DSC above 0.9 on the slices that it saw, without augmentation."""
-    store = phantom_store(tmp_path / "store", 128, [18, 25], labelled=1)
+    """The whole chain learns: of large organs that the shipped weights do not find in a phantom, the DSC rises."""
+    store = phantom_store(tmp_path / "store", 96, [18, 25], labelled=1)
     settings = config(
-        store, tmp_path / "run", crop_px=128, branches=1, lambda_=0.0, dice_weight=1.0,
-        optimiser="adamw", lr=0.003, epochs=70, warmup_share=0.05, log_every=50, labelled_per_batch=2, **PLAIN,
+        store, tmp_path / "run", init=str(WEIGHTS), crop_px=96, branches=1, lambda_=0.0, dice_weight=1.0,
+        optimiser="adamw", lr=0.002, epochs=16, warmup_share=0.05, labelled_per_batch=2, **PLAIN,
     )  # fmt: skip
     run = Run(settings)
+
+    def dsc_of_large_organs():
+        scores = validate(run.branches[0], store, read_cases(store), settings, run.data)
+        assert len(scores) == 13
+        return np.ravel([scores[name] for name in ("Liver", "RK", "Spleen", "Pancreas", "Stomach", "LK")])
+
+    assert not dsc_of_large_organs().any()
     run.train()
-    scores = validate(run.branches[0], store, read_cases(store), settings, run.data)
-    assert len(scores) == 13 and np.mean(list(scores.values())) > 0.9
+    assert dsc_of_large_organs().min() > 0.7 and dsc_of_large_organs().mean() > 0.85

@@ -4,7 +4,6 @@ The shipped weights, on 12 slices of the shipped example. Counted as lost: a run
 the first one's; a step size, number of threads or number format by which more than 0.1 % of the voxels change.
 """
 
-import subprocess
 import sys
 from collections.abc import Iterator
 from functools import partial
@@ -18,9 +17,9 @@ from app.device import compute_dtype
 from app.inference import segment_volume
 from app.segment import segment
 from benchmarks.machine import dtypes
-from tests.reliability.runs import masks
+from tests.reliability.runs import finish, masks, start
 from tests.reliability.scans import ABDOMEN, agreement, example_part, shipped_segmenter
-from tests.reliability.trial import ROOT, Row, main, row
+from tests.reliability.trial import Row, main, row
 
 LEAST_PERCENT = 99.9
 
@@ -36,18 +35,7 @@ def _bit_equal(folder: Path, runs: int, array: np.ndarray, affine: np.ndarray) -
     first, problems = None, []
     for number in range(runs):
         outputs = folder / f"out{number}"
-        command = [
-            sys.executable,
-            "-m",
-            "app",
-            "--device",
-            "cpu",
-            "--inputs",
-            folder / "ct.nii.gz",
-            "--outputs",
-            outputs,
-        ]
-        status = subprocess.run(command, cwd=ROOT, capture_output=True).returncode
+        status = finish(start(folder / "ct.nii.gz", outputs))
         found = masks(outputs)
         first = first or found
         problems.append([] if status == 0 and found and found == first else [f"run {number}, status {status}: differs"])
