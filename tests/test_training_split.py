@@ -69,3 +69,11 @@ def test_describe_is_plain_and_whole(store):
         "spacing_mm": [12.5, 12.5],
         "slice_mm": 5.0,
     }
+
+
+def test_heads_and_limbs_do_not_say_what_size_organs_were_seen_at(tmp_path):
+    hu = np.zeros((3, 16, 16), np.int16)
+    add_case(tmp_path, "a", hu[:1], np.ones((1, 16, 16), np.uint8), (3.0, 0.7, 0.8))
+    add_case(tmp_path, "head", hu, np.zeros(hu.shape, np.uint8), (8.5, 0.4, 1.2))
+    described = describe(split(read_cases(tmp_path), config(tmp_path, tmp_path, lambda_=0.0)))
+    assert (described["spacing_mm"], described["slice_mm"]) == ([0.7, 0.8], 3.0)

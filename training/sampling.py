@@ -92,16 +92,12 @@ def _with_share_of_empty(entries: list[tuple[Case, int]], config: Config) -> tup
     """
     pixels = np.array([case.organ_pixels[z] for case, z in entries]).reshape(-1, NUM_CLASSES)
     with_organ = pixels[:, 1:].any(axis=1)
-    negative = np.array([_is_negative(case) for case, _ in entries], bool)
+    negative = np.array([case.negative for case, _ in entries], bool)
     share, empty = config.empty_share, np.flatnonzero(~with_organ & ~negative)
     count = round(with_organ.sum() * share / (1 - share)) if share < 1 else len(empty)
     chosen = np.random.default_rng(config.seed).permutation(empty)[:count]
     kept = np.sort(np.concatenate([np.flatnonzero(with_organ | negative), chosen]))
     return [entries[i] for i in kept], pixels[kept]
-
-
-def _is_negative(case: Case) -> bool:
-    return bool(case.annotated) and not any(any(counts[1:]) for counts in case.organ_pixels)
 
 
 def _facts(entries: list[tuple[Case, int]]) -> Slices:
@@ -112,7 +108,7 @@ def _facts(entries: list[tuple[Case, int]]) -> Slices:
         entry=np.arange(len(entries)),
         size_px=np.array([case.shape[1:] for case in cases]),
         organ=np.zeros(len(entries), int),
-        negative=np.array([_is_negative(case) for case in cases], bool),
+        negative=np.array([case.negative for case in cases], bool),
         unannotated=np.array(unannotated),
         mean_hu=np.array([case.mean_hu for case in cases], np.float32),
         std_hu=np.array([case.std_hu for case in cases], np.float32),

@@ -51,8 +51,10 @@ def split(cases: list[Case], config: Config) -> Cases:
 def describe(cases: Cases) -> dict:
     """What was trained on, as plain types, for checkpoints and exported weights."""
     training = [*cases.labelled, *cases.unlabelled]
-    spacings = [spacing for case in training for spacing in case.spacing_mm[1:]]
-    slice_mm = [case.spacing_mm[0] for case in training for _ in range(case.shape[0])]
+    # What size organs have, and how thick their slices are, is learned from cases that may show some.
+    bodies = [case for case in training if not case.negative] or training
+    spacings = [spacing for case in bodies for spacing in case.spacing_mm[1:]]
+    slice_mm = [case.spacing_mm[0] for case in bodies for _ in range(case.shape[0])]
     return {
         "labelled": [case.name for case in cases.labelled],
         "unlabelled": [case.name for case in cases.unlabelled],

@@ -55,6 +55,11 @@ class Case:
     labels_sha256: str | None
     settings: dict = dataclasses.field(default_factory=dict)
 
+    @property
+    def negative(self) -> bool:
+        """Whether organs were looked for and none is there: a head, a limb."""
+        return bool(self.annotated) and not any(any(counts[1:]) for counts in self.organ_pixels)
+
 
 def write_case(store: Path, case: Case, hu: np.ndarray, labels: np.ndarray | None) -> None:
     """Add a case, or replace it.
