@@ -47,6 +47,8 @@ pytestmark = [
 @pytest.fixture(scope="session")
 def image() -> str:
     """Built from the files of a clone alone."""
+    # A run that was killed leaves its container, and the organizers' line names it.
+    subprocess.run(["docker", "rm", "-f", "team"], capture_output=True)
     if "FLARE_IMAGE" in os.environ:
         return os.environ["FLARE_IMAGE"]
     subprocess.run(["docker", "build", "--quiet", "-t", "team", str(ROOT)], check=True)
