@@ -19,5 +19,6 @@ if [ -z "${FLARE_PYTHON:-}" ]; then
 fi
 
 cd "$root"
-# Two workers of one thread each: as quick as two cores allow, and in 4 GB. Groups stay together: one image, one engine.
-OMP_NUM_THREADS=1 exec "$FLARE_PYTHON" -m pytest -n 2 --dist loadgroup "$@"
+# Two workers of one thread each: as quick as two cores allow, and in 4 GB. A file's tests stay together: they share
+# what they make, and containers, of one engine and one name, are started by one worker.
+OMP_NUM_THREADS=1 exec "$FLARE_PYTHON" -m pytest -n 2 --dist loadfile "$@"

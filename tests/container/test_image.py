@@ -40,7 +40,6 @@ pytestmark = [
     pytest.mark.container,
     pytest.mark.skipif(not engine_answers(), reason="no Docker engine"),
     pytest.mark.skipif(not WEIGHTS.exists(), reason="no shipped weights"),
-    pytest.mark.xdist_group("container"),
 ]
 
 
