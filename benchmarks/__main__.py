@@ -29,20 +29,10 @@ SMALL_ON_CPU = {  # the rehearsal of a visit to a GPU: what runs, not how fast
 
 def command(name: str, device: str, threads: str, results: Path | None, short: bool) -> list[str]:
     """Command line of one benchmark."""
-    if name == "gpu_tests":
+    if name == "gpu_tests":  # of files that have some: others may need packages that are not there
         marked = [str(path) for path in sorted(ROOT.glob("tests/test_*.py")) if "mark.gpu\n" in path.read_text()]
-        return [
-            sys.executable,
-            "-m",
-            "pytest",
-            "-q",
-            "-m",
-            "gpu",
-            *marked,
-        ]  # others may need packages that are not there
-    line = [sys.executable, "-m", f"benchmarks.{name}"]
-    if name != "memory":
-        line += ["--device", device, "--threads", threads]
+        return [sys.executable, "-m", "pytest", "-q", "-m", "gpu", *marked]
+    line = [sys.executable, "-m", f"benchmarks.{name}", "--device", device, "--threads", threads]
     if results:
         line += ["-o", str(results.resolve() / result_path(name, device).name)]
     return [*line, *((SHORT if device == "cuda" else SMALL_ON_CPU)[name] if short else ())]

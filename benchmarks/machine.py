@@ -1,6 +1,7 @@
 """What the benchmarks share: their command line, and the result file, which begins with where they ran."""
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -13,10 +14,10 @@ from training import results
 FLAGS = ("avx2", "avx512f", "avx512_bf16", "avx512_fp16", "amx_bf16", "amx_int8")  # those that decide on the speed
 
 
-def parser(name: str, description: str) -> argparse.ArgumentParser:
-    """A benchmark's options, but for its own."""
+def parser(name: str, description: str, devices: Sequence[str] = ("cpu", "cuda")) -> argparse.ArgumentParser:
+    """A benchmark's options, but for its own. The first of the devices is the default."""
     made = argparse.ArgumentParser(prog=f"python -m benchmarks.{name}", description=description.splitlines()[0])
-    made.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    made.add_argument("--device", choices=devices, default=devices[0])
     made.add_argument("--threads", type=int, default=2, help="of torch, and CPUs of programs (default: %(default)s)")
     made.add_argument("--weights", type=Path, default=WEIGHTS, help="(default: the shipped ones)")
     made.add_argument("-o", "--output", type=Path, help=f"result file (default: results/benchmark_{name}[_cuda].json)")

@@ -5,7 +5,6 @@ and what the card used before. A step is measured for several numbers of slices:
 network's, per pixel. `app.device` has the constants: CONTEXT_MIB, STEP_BYTES_PER_PX, MAX_SLICES_PER_STEP.
 """
 
-import argparse
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -15,11 +14,9 @@ import torch
 
 from app.device import CONTEXT_MIB, MIB, STEP_BYTES_PER_PX
 from app.gpu_memory import GpuMemory
-from app.options import WEIGHTS
 from app.segment import segment
 from app.weights import load_weights
-from benchmarks.machine import provenance, result_path
-from evaluation.output import write_json
+from benchmarks import machine
 
 
 class Meters(NamedTuple):
@@ -74,19 +71,16 @@ def measure(weights: Path, device: torch.device, meters: Meters, steps: list[int
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.memory", description=__doc__.splitlines()[0])
-    add = parser.add_argument
-    add("--steps", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32], metavar="N", help="slices (default: 1 2 4 .. 32)")
-    add("--size", type=int, default=512, metavar="PX", help="side of a slice (default: %(default)s)")
-    add("--weights", type=Path, default=WEIGHTS, help="(default: the shipped ones)")
-    add("-o", "--output", type=Path, help="result file (default: results/benchmark_memory_cuda.json)")
+    parser = machine.parser("memory", __doc__, devices=("cuda",))
+    parser.add_argument("--steps", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32], metavar="N",
+        help="slices a step (default: 1 2 4 8 16 32)")  # fmt: skip
+    parser.add_argument("--size", type=int, default=512, metavar="PX", help="side of a slice (default: %(default)s)")
     options = parser.parse_args(arguments)
-    device = torch.device("cuda")
+    torch.set_num_threads(options.threads)
+    device = torch.device(options.device)
     measured = measure(options.weights, device, cuda_meters(), sorted(options.steps), options.size)
     allowed = {"context_mib": CONTEXT_MIB, "step_bytes_per_px": STEP_BYTES_PER_PX}
-    output = options.output or result_path("memory", "cuda")
-    write_json(output, {**provenance("cuda", torch.get_num_threads()), "allowed": allowed, **measured})
-    print(output)
+    machine.save("memory", options, {"allowed": allowed, **measured})
 
 
 if __name__ == "__main__":

@@ -12,7 +12,8 @@ from scipy import ndimage
 from app.labels import ORGANS
 from app.network import DeepLabV3Plus, initialise
 from benchmarks.machine import dtypes
-from training.export import halved, switch_off, write
+from training.checkpoint import halved
+from training.export import switch_off, write
 
 needs_bfloat16 = pytest.mark.skipif(torch.bfloat16 not in dtypes("cpu"), reason="this CPU convolves no bfloat16")
 AFFINE = np.diag([0.75, 0.75, 5.0, 1.0])

@@ -54,18 +54,36 @@ def load(path: Path) -> dict:
     state = _read(path)
     if "branches" not in state:
         raise ValueError(f"{path} is not a checkpoint of training.train")
-    if state.get("format") != FORMAT:
-        raise ValueError(f"{path} is a checkpoint of another version (format {state.get('format', 1)}, not {FORMAT})")
+    _check_format(path, state)
     return state
 
 
+def _check_format(path: Path, state: dict) -> None:
+    if state.get("format") != FORMAT:
+        raise ValueError(f"{path} is a checkpoint of another version (format {state.get('format', 1)}, not {FORMAT})")
+
+
 def compact(state: dict) -> dict:
-    """A checkpoint to carry: branches in float16, no optimisers. It can be exported, scored and started from."""
-    branches = [
-        {name: value.half() if value.ndim == 4 else value for name, value in branch.items()}
-        for branch in state["branches"]
-    ]
-    return {**state, "branches": branches, "optimisers": []}
+    """A checkpoint to carry: branches in float16, no optimisers. It can be exported, scored and started from.
+
+    Raises:
+        ValueError: A branch does not fit float16.
+    """
+    return {**state, "branches": [halved(branch) for branch in state["branches"]], "optimisers": []}
+
+
+def halved(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Convolutions in float16.
+
+    Raises:
+        ValueError: A value is too large for it, or not a number.
+    """
+    convolutions = {name for name, value in state.items() if value.ndim == 4} | {"classifier.bias"}
+    smaller = {name: value.half() if name in convolutions else value for name, value in state.items()}
+    broken = [name for name, value in smaller.items() if not torch.isfinite(value).all()]
+    if broken:
+        raise ValueError(f"not finite in float16: {', '.join(broken)}")
+    return {name: value.contiguous().cpu() for name, value in smaller.items()}
 
 
 def load_branches(path: Path) -> tuple[list[dict[str, Tensor]], list[dict]]:
@@ -76,7 +94,7 @@ def load_branches(path: Path) -> tuple[list[dict[str, Tensor]], list[dict]]:
     """
     state = _read(path)
     if "branches" in state:
-        state = load(path)
+        _check_format(path, state)
         return state["branches"], stages(state)
     if "state_dict" not in state:
         raise ValueError(f"{path} is neither a checkpoint of training.train nor weights of training.export")

@@ -43,7 +43,7 @@ def export(path: Path, branch: int | None = None) -> dict:
     switched_off = [organ.label for organ in ORGANS if organ.label not in data["annotated"]]
     return {
         "format": FORMAT,
-        "state_dict": halved(switch_off(state["branches"][branch], switched_off)),
+        "state_dict": checkpoint.halved(switch_off(state["branches"][branch], switched_off)),
         "info": {
             "classes": list(CLASSES),
             "window_hu": list(WINDOW_HU),
@@ -72,20 +72,6 @@ def switch_off(state: dict[str, Tensor], labels: list[int]) -> dict[str, Tensor]
     state["classifier.weight"][labels] = 0
     state["classifier.bias"][labels] = OFF_BIAS
     return state
-
-
-def halved(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Convolutions in float16.
-
-    Raises:
-        ValueError: A value is too large for it, or not a number.
-    """
-    convolutions = {name for name, value in state.items() if value.ndim == 4} | {"classifier.bias"}
-    smaller = {name: value.half() if name in convolutions else value for name, value in state.items()}
-    broken = [name for name, value in smaller.items() if not torch.isfinite(value).all()]
-    if broken:
-        raise ValueError(f"not finite in float16: {', '.join(broken)}")
-    return {name: value.contiguous().cpu() for name, value in smaller.items()}
 
 
 def write(content: dict, path: Path) -> str:

@@ -25,6 +25,7 @@ class Sampler:
 
     Attributes:
         entries: (case, z) of each slice that may be drawn, by position.
+        frame_px: Side of the square that holds every slice.
 
     Raises:
         ValueError: No slice to draw from.
@@ -42,6 +43,7 @@ class Sampler:
             raise ValueError(f"{config.store}: no {'labelled' if labelled else 'unlabelled'} slice to train on")
         self.entries = entries
         self._facts = facts = _facts(entries)
+        self.frame_px = int(facts.size_px.max())
         self._by_organ = {c: positions for c, positions in by_organ.items() if len(positions)}
         self._shares = (  # of the samples that are drawn at random from some of the entries
             (config.true_hu_share * labelled, np.flatnonzero(np.isinf(facts.saturated_hu) & ~facts.negative)),
@@ -52,11 +54,6 @@ class Sampler:
     def __len__(self) -> int:
         """Slices in an epoch; steps go on beyond it."""
         return len(self.entries)
-
-    @property
-    def frame_px(self) -> int:
-        """Side of the square that holds every slice."""
-        return int(self._facts.size_px.max())
 
     def plan(self, step: int) -> Plan:
         """The whole batch of a step, on all processes together."""

@@ -12,7 +12,7 @@ import dataclasses
 import json
 import os
 import shutil
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import blosc2
@@ -55,7 +55,7 @@ class Case:
     labels_sha256: str | None
     settings: dict = dataclasses.field(default_factory=dict)
 
-    @property
+    @cached_property  # every slice of the case asks
     def negative(self) -> bool:
         """Whether organs were looked for and none is there: a head, a limb."""
         return bool(self.annotated) and not any(any(counts[1:]) for counts in self.organ_pixels)

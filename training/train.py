@@ -37,6 +37,7 @@ from training.split import describe, split
 from training.store import read_cases
 from training.validate import validate
 
+ENDLESS = 1 << 30  # steps of a run that ends by the clock
 SWITCHED_OFF_BIAS = -1e3  # exported weights have a lower one for organs that they cannot know
 
 
@@ -190,15 +191,14 @@ class Run:
         """This process's parts of the labelled and the unlabelled batches, on the device, from the current step on."""
         config, store = self.config, Path(self.config.store)
         shares = [self._share(sampler.per_batch) for sampler in self.samplers]
+        steps = range(self.step, self.total_steps or ENDLESS)
         if config.resident:
             resident = [
                 ResidentBatches(sampler, store, mine, self.device)
                 for sampler, mine in zip(self.samplers, shares, strict=True)
             ]
-            steps = itertools.count(self.step) if self.total_steps is None else range(self.step, self.total_steps)
             batches: Iterable[Sequence[Batch]] = ([source.batch(step) for source in resident] for step in steps)
         else:
-            steps = range(self.step, self.total_steps or 1 << 30)
             pin = self.device.type == "cuda"
             loaders = [
                 loader(sampler, store, mine, steps, config.workers, pin)
