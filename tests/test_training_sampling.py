@@ -50,6 +50,13 @@ def test_an_augmentation_leaves_the_numbers_of_the_others_alone(store):
     assert equal(quiet._replace(noise=()), loud._replace(noise=()))
 
 
+def test_augmentations_do_not_share_their_random_numbers(store):
+    """Both take a uniform number for each slice first: in one stream each slice with noise would be turned one way."""
+    draws = sampler(store, config(store, store, noise_hu=10.0, labelled_per_batch=400)).plan(0).draws
+    noisy, turned_left = draws.noise.sd_hu > 0, draws.view.matrix[:, 1, 0] > 0
+    assert 0.4 < (noisy == turned_left).mean() < 0.6
+
+
 def test_an_epoch_is_one_pass_over_the_slices(store):
     drawn = sampler(store, config(store, store))
     assert len(drawn) == 12
