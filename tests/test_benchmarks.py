@@ -276,6 +276,7 @@ class Runs:
 
     def __call__(self, command, cwd, timeout):
         if timeout is not None and timeout < 60:
+            self.now_s += timeout
             raise subprocess.TimeoutExpired(command, timeout)
         self.now_s += 60
         self.commands.append(command[2:])
@@ -304,7 +305,7 @@ def test_a_short_visit_names_what_it_did_not_reach(monkeypatch, capsys, tmp_path
     assert runs.module.main(["--device", "cuda", "--minutes", "2.5", "--results", str(tmp_path)]) == 1
     assert runs.names == ["benchmarks.memory", "benchmarks.cold_case"]
     assert str(tmp_path / "benchmark_cold_case_cuda.json") in runs.commands[1] and "--runs" in runs.commands[1]
-    assert capsys.readouterr().err == "network: out of time\ngpu_tests: out of time\nscaling: out of time\n"
+    assert capsys.readouterr().err == "network: out of time\ngpu_tests: not reached\nscaling: not reached\n"
 
 
 def test_memory_of_a_step_against_a_card_that_is_made_up(tmp_path, monkeypatch, weights_path):
