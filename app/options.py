@@ -39,7 +39,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         help="for all this process takes on the GPU, CUDA context included (default: %(default)s)")  # fmt: skip
     add("--monitor-interval-s", type=_positive(float), metavar="S", default=0.1,
         help="time between samples of memory and CPU use (default: %(default)s)")  # fmt: skip
-    add("--every-slice", action="store_true", help="give the network every slice, not slabs of thin ones, as the paper")
+    add("--every-slice", action="store_true", help="give the network every slice, as the paper: no slabs, no look")
     add("--resume", action="store_true", help="skip cases whose mask is there, made from this input by these weights")
     add("--shard", metavar="K/N", default="0/1", help="only every Nth case from the Kth; K = 0 .. N-1")
     add("--preview", action="store_true", help="a picture of each mask over its CT, beside the logs")

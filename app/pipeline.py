@@ -79,6 +79,7 @@ def segment_case(
         "spacing_mm_zyx": list(geometry.spacing_mm),
         "network_spacing_mm_yx": list(segmentation.network_spacing_mm),
         "slices_per_slab": segmentation.slices_per_slab,
+        "slabs_per_look": segmentation.slabs_per_look,
         "mean_hu": segmentation.statistics_hu[0],
         "std_hu": segmentation.statistics_hu[1],
         "device": segmenter.used_device.type,

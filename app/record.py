@@ -118,7 +118,7 @@ def finished_masks(outputs: Path, every_slice: bool = False) -> dict[str, set[tu
 
     Args:
         outputs: The outputs folder.
-        every_slice: A mask made of slabs is not finished: every slice is asked for.
+        every_slice: A mask is finished only if the network saw every slice by itself.
     """
     finished: dict[str, set[tuple[str, str, str]]] = {}
     for path in sorted(outputs.glob("logs/*/run.json")):
@@ -129,8 +129,9 @@ def finished_masks(outputs: Path, every_slice: bool = False) -> dict[str, set[tu
             continue
         for case in run["cases"]:
             with contextlib.suppress(KeyError, TypeError):  # a case without checksums proves nothing
-                slabs = case.get("slices_per_slab", 1) > 1  # records of before slabs were used do not have it
-                if case["status"] == "done" and not (slabs and every_slice):
+                # Records of before there were slabs or looks do not have the field.
+                saw_all = case.get("slices_per_slab", 1) == case.get("slabs_per_look", 1) == 1
+                if case["status"] == "done" and (saw_all or not every_slice):
                     sums = (case["input_sha256"], run["weights"]["sha256"], case["mask_sha256"])
                     finished.setdefault(case["name"], set()).add(sums)
     return finished

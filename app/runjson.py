@@ -23,6 +23,7 @@ class CaseEntry(TypedDict, total=False):
     spacing_mm_zyx: list[float]
     network_spacing_mm_yx: list[float]
     slices_per_slab: int
+    slabs_per_look: int
     mean_hu: float
     std_hu: float
     device: str

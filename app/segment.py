@@ -8,7 +8,6 @@ import logging
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from types import EllipsisType
 
 import numpy as np
 import torch
@@ -16,9 +15,10 @@ import torch
 from app.body import body_box
 from app.device import compute_dtype, limit_memory, slices_per_step
 from app.inference import Segmentation, segment_volume
-from app.network import OUTPUT_STRIDE, DeepLabV3Plus
+from app.look import looks, runs_with_organs
+from app.network import DeepLabV3Plus
 from app.postprocess import labels_from_logits
-from app.preprocess import WINDOW_HU, normalise
+from app.slab_logits import SlabLogits
 from app.slabs import Slabs
 from app.weights import Weights
 
@@ -38,7 +38,8 @@ class Segmenter:
         weights: The branch.
         device: Where to run; the CPU takes over when a GPU cannot go on.
         budget_mib: For all that this process takes on a GPU.
-        every_slice: Give the network every slice, however thin, as the paper does; else slabs of them.
+        every_slice: Give the network every slice, however thin, as the paper does; else slabs of them, and only where
+            a look finds organs.
 
     Raises:
         torch.OutOfMemoryError: The GPU has no room for the network.
@@ -83,6 +84,7 @@ class Segmenter:
         statistics_hu: tuple[float, float],
         on_step: OnStep = _ignore,
         slices_per_slab: int = 1,
+        slabs_per_look: int = 1,
     ) -> np.ndarray:
         """Labels of a volume, before `postprocess.remove_small_components`; arguments and result as for `segment`.
 
@@ -98,6 +100,7 @@ class Segmenter:
             frame_px=self.weights.frame_px,
             on_step=on_step,
             slices_per_slab=slices_per_slab,
+            slabs_per_look=slabs_per_look,
         )
         self.used_device = self.device
         while self.device.type != "cpu":
@@ -132,8 +135,9 @@ def segment(
     frame_px: int = 512,
     on_step: OnStep = _ignore,
     slices_per_slab: int = 1,
+    slabs_per_look: int = 1,
 ) -> np.ndarray:
-    """Labels of a volume, slab by slab, of each the part where the body is.
+    """Labels of a volume, slab by slab, where a look finds organs, and of each slab the part where the body is.
 
     Args:
         network: In evaluation mode; its parameters tell the device and dtype to work in.
@@ -143,6 +147,7 @@ def segment(
         frame_px: The network sees at least this square, as in training; smaller slices get air around them.
         on_step: Called after each step with the number of slices done.
         slices_per_slab: So many slices are averaged for the network; each slice gets labels of its own.
+        slabs_per_look: From one slab that is looked at first to the next (`app.look`); 1: none is left out.
 
     Returns:
         uint8 (z, y, x), 0..13.
@@ -153,36 +158,20 @@ def segment(
     """
     labels = np.zeros(hu.shape, np.uint8)
     body = (slice(None), *body_box(hu, frame_px))
-    slabs, body_labels = Slabs(hu[body], slices_per_slab), labels[body]
-    height, width = body_labels.shape[1:]
-    framed = tuple(max(frame_px, -(-size // OUTPUT_STRIDE) * OUTPUT_STRIDE) for size in (height, width))
-    top, left = (framed[0] - height) // 2, (framed[1] - width) // 2
-    centre = (..., slice(top, top + height), slice(left, left + width))
-    steps = (
-        _quarter_logits(network, slabs[first : first + slices_per_step], statistics_hu, framed, centre)
-        for first in range(0, len(slabs), slices_per_step)
-    )
+    body_hu, body_labels = hu[body], labels[body]
+    slabs = Slabs(body_hu, slices_per_slab)
     with torch.inference_mode():
-        for part, logits in slabs.per_slice(steps, slices_per_step):
-            body_labels[part] = labels_from_logits(logits)[centre].cpu().numpy()
-            on_step(part.stop)
+        logits_of = SlabLogits(network, slabs, statistics_hu, slices_per_step, frame_px)
+        runs = [range(len(slabs))]
+        if 1 < slabs_per_look < len(slabs):
+            looked_at = looks(len(slabs), slabs_per_look)
+            runs = runs_with_organs(dict(zip(looked_at, logits_of.look(looked_at), strict=True)))
+        for run in runs:
+            slices = slabs.slices_of(run)
+            run_slabs, run_labels = Slabs(body_hu[slices], slices_per_slab), body_labels[slices]
+            steps = (logits_of(run[first : first + slices_per_step]) for first in range(0, len(run), slices_per_step))
+            for part, logits in run_slabs.per_slice(steps, slices_per_step):
+                run_labels[part] = labels_from_logits(logits)[logits_of.centre].cpu().numpy()
+                on_step(slices.start + part.stop)
+    on_step(len(hu))
     return labels
-
-
-def _quarter_logits(
-    network: DeepLabV3Plus,
-    hu: np.ndarray,
-    statistics_hu: tuple[float, float],
-    framed: tuple[int, int],
-    centre: tuple[EllipsisType, slice, slice],
-) -> torch.Tensor:
-    """Of one step, its slices at the centre of a frame of air."""
-    parameter = next(network.parameters())
-    slices = torch.from_numpy(hu).to(parameter.device)
-    frames = slices.new_full((len(slices), 1, *framed), WINDOW_HU[0])
-    frames[centre] = slices[:, None]
-    images = normalise(frames, *statistics_hu).to(parameter.dtype, memory_format=torch.channels_last)
-    logits = network.quarter_logits(images)
-    if logits.dtype == torch.float16 and not logits.sum(dtype=torch.float32).isfinite():
-        raise RuntimeError("the logits overflow float16")  # argmax of NaN would look like any mask
-    return logits

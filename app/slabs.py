@@ -4,7 +4,7 @@ Not in the paper. The network was trained on slices of some thickness: thinner o
 each of them costs as much. A slab is the mean of neighbouring slices, as a scanner would have reconstructed it.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -25,22 +25,30 @@ class Slabs:
     Args:
         hu: int16 (z, y, x).
         slices: In a slab; a volume of fewer is one slab.
+
+    Attributes:
+        size_px: Height and width.
     """
 
     def __init__(self, hu: np.ndarray, slices: int) -> None:
-        self._hu, self._slices = hu, min(slices, len(hu))
+        self._hu, self._slices, self.size_px = hu, min(slices, len(hu)), hu.shape[1:]
         self._starts = [*range(0, len(hu) - self._slices, self._slices), len(hu) - self._slices]
         self._centres = np.array(self._starts) + (self._slices - 1) / 2
 
     def __len__(self) -> int:
         return len(self._starts)
 
-    def __getitem__(self, part: slice) -> np.ndarray:
+    def __getitem__(self, indices: Sequence[int]) -> np.ndarray:
         """int16 HU (slabs, y, x)."""
         if self._slices == 1:
-            return self._hu[part]
-        thin = (self._hu[start : start + self._slices] for start in self._starts[part])
+            return self._hu[indices]
+        starts = (self._starts[index] for index in indices)
+        thin = (self._hu[start : start + self._slices] for start in starts)
         return np.stack([np.rint(slices.mean(axis=0, dtype=np.float32)).astype(np.int16) for slices in thin])
+
+    def slices_of(self, run: range) -> slice:
+        """The slices of a run of slabs; as a volume of their own they make the same slabs again."""
+        return slice(self._starts[run[0]], self._starts[run[-1]] + self._slices)
 
     def per_slice(self, steps: Iterable[Tensor], most: int) -> Iterator[tuple[slice, Tensor]]:
         """Logits of slices from those of slabs, linear in z between the centres of slabs, constant beyond them.

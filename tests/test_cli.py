@@ -372,15 +372,17 @@ def test_masks_are_replaced_atomically_and_only_by_masks(folders, run_app):
 
 
 def test_every_slice_of_a_thin_scan_where_it_is_asked_for(tmp_path, run_app):
-    """Slabs else; and no mask of slabs is taken for one of every slice when a run goes on."""
+    """Slabs and looks else; and no mask of these is taken for one of every slice when a run goes on."""
     save_ct(tmp_path / "thin.nii.gz", smooth_hu((6, 64, 64)), np.diag([0.75, 0.75, 1.0, 1.0]))
     arguments = ("--inputs", tmp_path / "thin.nii.gz", "--outputs", tmp_path / "out")
     made = {}
     for options in ((), ("--every-slice", "--resume"), ("--every-slice", "--resume")):
         assert run_app(*arguments, *options).status == 0
         case = records(tmp_path / "out")[-1]["cases"][0]
-        made[case["status"], case.get("slices_per_slab")] = mask_array(tmp_path / "out" / "thin.nii.gz")
-    assert list(made) == [("done", 3), ("done", 1), ("skipped", None)]
+        made[case["status"], case.get("slices_per_slab"), case.get("slabs_per_look")] = mask_array(
+            tmp_path / "out" / "thin.nii.gz"
+        )
+    assert list(made) == [("done", 3, 8), ("done", 1, 1), ("skipped", None, None)]
     of_slabs, of_slices, _ = made.values()
     assert not np.array_equal(of_slabs, of_slices)
 

@@ -17,7 +17,7 @@ PACKAGES = {"torch", "SimpleITK", "numpy", "scipy", "pynvml", "psutil"}  # of re
 MAY_IMPORT = {
     # no module of ours
     **dict.fromkeys(("cpus", "errors", "formats", "gdcm", "geometry", "labels"), ""),
-    **dict.fromkeys(("device", "preprocess", "progress", "readahead", "resample", "slabs"), ""),
+    **dict.fromkeys(("device", "preprocess", "progress", "readahead", "resample", "look", "slabs"), ""),
     # what a run costs, and its record
     **dict.fromkeys(("flare_figures", "gpu_memory", "process_tree", "runjson", "sampler"), ""),
     "monitor": "flare_figures gpu_memory process_tree sampler",
@@ -52,8 +52,9 @@ MAY_IMPORT = {
     "fuse": "network",
     "body": "network",
     "weights": "fuse labels network preprocess",
-    "inference": "postprocess preprocess resample slabs",
-    "segment": "body device inference network postprocess preprocess slabs weights",
+    "slab_logits": "network postprocess preprocess slabs",
+    "inference": "look postprocess preprocess resample slabs",
+    "segment": "body device inference look network postprocess slab_logits slabs weights",
     # all together
     "pipeline": "cases geometry labels maskfile measure monitor preview quality runjson segment volume",
     "options": "formats",

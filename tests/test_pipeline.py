@@ -30,7 +30,7 @@ class Thresholds(Segmenter):
         self.every_slice = False
         self.weights = SimpleNamespace(spacing_mm=(0.5, 1.0), slice_mm=3.0)
 
-    def __call__(self, hu, statistics_hu, on_step, slices_per_slab):
+    def __call__(self, hu, statistics_hu, on_step, slices_per_slab, slabs_per_look):
         self.hu, self.statistics_hu = hu, statistics_hu
         on_step(len(hu))
         return np.digitize(hu, [0, 100, 250]).astype(np.uint8)

@@ -115,10 +115,12 @@ def test_what_is_finished(tmp_path):
     assert finished_masks(tmp_path) == {"a": {("i", "w1", "m"), ("i", "w2", "m2")}}
 
 
-def test_a_mask_made_of_slabs_is_not_finished_where_every_slice_is_asked_for(tmp_path):
-    make_run(tmp_path, "w", entry("thin", slices_per_slab=3), entry("thick", slices_per_slab=1), entry("older"))
-    assert set(finished_masks(tmp_path)) == {"thin", "thick", "older"}
-    assert set(finished_masks(tmp_path, every_slice=True)) == {"thick", "older"}
+def test_a_mask_made_of_slabs_or_looks_is_not_finished_where_every_slice_is_asked_for(tmp_path):
+    made = {"thin": (3, 1), "looked": (1, 8), "both": (2, 4), "all": (1, 1)}
+    entries = [entry(name, slices_per_slab=slab, slabs_per_look=look) for name, (slab, look) in made.items()]
+    make_run(tmp_path, "w", *entries, entry("older"))
+    assert set(finished_masks(tmp_path)) == {*made, "older"}
+    assert set(finished_masks(tmp_path, every_slice=True)) == {"all", "older"}
 
 
 @pytest.mark.parametrize(

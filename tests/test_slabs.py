@@ -101,7 +101,7 @@ def test_each_slab_is_seen_once():
 def test_hand_worked():
     """Five slices, slabs of two: (0, 1), (2, 3), (3, 4), their centres at 0.5, 2.5 and 3.5."""
     slabs = Slabs(ramp([0, 10, 20, 40, 41]), 2)
-    assert slabs[0:3][:, 0, 0].tolist() == [5, 30, 40]  # 40.5 to the even one
+    assert slabs[range(3)][:, 0, 0].tolist() == [5, 30, 40]  # 40.5 to the even one
     steps = [torch.tensor([0.0, 8.0]).view(2, 1, 1, 1), torch.tensor([10.0]).view(1, 1, 1, 1)]
     found = [(part, logits.ravel().tolist()) for part, logits in slabs.per_slice(steps, 2)]
     assert found == [(slice(0, 2), [0.0, 2.0]), (slice(2, 3), [6.0]), (slice(3, 5), [9.0, 10.0])]
@@ -111,7 +111,7 @@ def test_hand_worked():
 def test_slices_are_reported(slices):
     done = []
     segment(Ramp(), ramp(range(11)), (0.0, 1.0), 2, 16, done.append, slices)
-    assert done == sorted(set(done)) and done[-1] == 11
+    assert done == sorted(done) and done[-1] == 11
     assert np.diff([0, *done]).max() <= 2  # no more labels are decided at a time than a step has slabs
 
 
@@ -144,7 +144,7 @@ def test_only_the_last_slabs_logits_are_kept():
 
 
 class Recorder(Segmenter):
-    """A Segmenter on the CPU of a random network; it notes how many slices it was told to average."""
+    """A Segmenter on the CPU of a random network; it notes how many slices a slab has, and how many slabs a look."""
 
     def __init__(self, slice_mm=3.0, every_slice=False):
         self.network = random_network()
@@ -152,11 +152,11 @@ class Recorder(Segmenter):
             frame_px=64, spacing_mm=(0.5, 1.0), slice_mm=slice_mm, network=lambda device, dtype: self.network
         )
         super().__init__(weights, torch.device("cpu"), 2048, every_slice)
-        self.slices = []
+        self.told = []
 
-    def __call__(self, *arguments, slices_per_slab, **options):
-        self.slices.append(slices_per_slab)
-        return super().__call__(*arguments, slices_per_slab=slices_per_slab, **options)
+    def __call__(self, *arguments, **options):
+        self.told.append((options["slices_per_slab"], options["slabs_per_look"]))
+        return super().__call__(*arguments, **options)
 
 
 THIN_MM = (1.0, 0.75, 0.75)
@@ -166,7 +166,7 @@ HU = smooth_hu((8, 64, 64), seed=5)
 def test_thin_slices_are_averaged_and_their_statistics_are_the_scans():
     segmenter = Recorder()
     segmentation = segmenter.segment_volume(HU, THIN_MM)
-    assert segmenter.slices == [segmentation.slices_per_slab] == [3]
+    assert segmenter.told == [(segmentation.slices_per_slab, segmentation.slabs_per_look)] == [(3, 8)]
     assert segmentation.statistics_hu == clipped_statistics(HU)
     expected = segment(segmenter.network, HU, clipped_statistics(HU), 2, 64, slices_per_slab=3)
     remove_small_components(expected)
@@ -174,11 +174,13 @@ def test_thin_slices_are_averaged_and_their_statistics_are_the_scans():
     assert Recorder(slice_mm=5.0).segment_volume(HU, THIN_MM).slices_per_slab == 5  # the thickness is the weights'
 
 
-@pytest.mark.parametrize(("spacing_mm", "every_slice"), [(THIN_MM, True), ((2.5, 0.75, 0.75), False)])
-def test_every_slice_by_itself_is_the_plain_path(spacing_mm, every_slice):
+@pytest.mark.parametrize(("slice_mm", "every_slice"), [(1.0, True), (2.5, True), (2.5, False), (30.0, False)])
+def test_every_slice_by_itself_is_the_plain_path(slice_mm, every_slice):
+    """Eight slices of 2.5 mm are fewer than it is to the second look, and between slices of 30 mm there are none."""
     segmenter = Recorder(every_slice=every_slice)
-    segmentation = segmenter.segment_volume(HU, spacing_mm)
-    assert segmenter.slices == [segmentation.slices_per_slab] == [1]
+    segmentation = segmenter.segment_volume(HU, (slice_mm, 0.75, 0.75))
+    assert segmenter.told == [(segmentation.slices_per_slab, segmentation.slabs_per_look)]
+    assert segmenter.told == [(1, 9 if slice_mm == 2.5 and not every_slice else 1)]
     with torch.inference_mode():
         mean_hu, std_hu = clipped_statistics(HU)
         images = (torch.from_numpy(HU)[:, None].float().clamp(-100, 1000) - mean_hu) / std_hu

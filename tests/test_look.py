@@ -1,0 +1,98 @@
+"""What a look leaves out: against every slab, and against the rule, slab by slab."""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from app.look import LOOK_MM, looks, runs_with_organs, slabs_per_look
+from app.segment import segment
+
+STATISTICS = (0.0, 1.0)
+
+
+class FlatNetwork(nn.Module):
+    """One label a slab, that of its mean HU, 10 for each class; it notes what it sees."""
+
+    def __init__(self, fitting=99):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()), requires_grad=False)
+        self.fitting, self.seen = fitting, []
+
+    def quarter_logits(self, images):
+        if len(images) > self.fitting:
+            raise torch.OutOfMemoryError
+        means = images.mean(dim=(1, 2, 3))
+        self.seen += means.tolist()
+        return (-((means[:, None, None, None] - 10 * torch.arange(14).view(1, 14, 1, 1)) ** 2)).repeat(1, 1, 4, 4)
+
+
+def volume(labels):
+    """int16 (z, 16, 16): each slice the HU of its label."""
+    return np.repeat(np.array(labels, np.int16) * 10, 256).reshape(-1, 16, 16)
+
+
+@given(st.floats(0.1, 100))
+def test_looks_are_no_farther_apart_than_they_may_be_and_as_far_as_that_allows(slab_mm):
+    step = slabs_per_look(slab_mm)
+    assert step == 1 or step * slab_mm <= LOOK_MM
+    assert (step + 1) * slab_mm > LOOK_MM
+
+
+@given(st.integers(1, 60), st.integers(1, 12))
+def test_looks_reach_from_end_to_end(slabs, step):
+    found = looks(slabs, step)
+    assert (found[0], found[-1]) == (0, slabs - 1)
+    assert all(0 < there - here <= step for here, there in pairwise(found))
+
+
+def wanted(labels, step):
+    """By the rule, slab by slab: it lies between two looks, or is one of them, of which one sees an organ."""
+    looked = looks(len(labels), step)
+    stretches = list(pairwise(looked))
+    return np.array([any(a <= z <= b and (labels[a] or labels[b]) for a, b in stretches) for z in range(len(labels))])
+
+
+@settings(max_examples=300)
+@given(st.lists(st.sampled_from([0, 0, 0, 0, 0, 3]), min_size=2, max_size=50), st.integers(2, 9))
+def test_only_stretches_between_two_looks_without_organs_are_left_out(labels, step):
+    runs = runs_with_organs({k: labels[k] > 0 for k in looks(len(labels), step)})
+    kept = np.zeros(len(labels), bool)
+    for run in runs:
+        assert not kept[run.start : run.stop].any()
+        kept[run.start : run.stop] = True
+    assert all(below.stop < above.start for below, above in pairwise(runs))
+    assert np.array_equal(kept, wanted(labels, step))
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.sampled_from([0, 0, 0, 0, 0, 5]), min_size=1, max_size=40), st.integers(2, 9), st.integers(1, 5))
+def test_as_without_a_look_where_slabs_are_not_left_out(labels, step, slabs_per_step):
+    hu, network, done = volume(labels), FlatNetwork(), []
+    found = segment(network, hu, STATISTICS, slabs_per_step, 16, done.append, slabs_per_look=step)
+    kept = wanted(labels, step) if len(labels) > step else np.ones(len(labels), bool)
+    assert np.array_equal(found, np.where(kept[:, None, None], hu // 10, 0))
+    looked = looks(len(labels), step) if len(labels) > step else []
+    assert len(network.seen) == len({*np.flatnonzero(kept), *looked})  # no slab twice
+    assert done == sorted(done) and done[-1] == len(labels)
+
+
+def test_slabs_at_the_ends_of_a_run_are_interpolated_inside_it_only():
+    """Eight slabs of two slices, looks at 0, 3, 6 and 7: stretch 3 to 6 is left out. Slab 4 holds what no look sees."""
+    hu = volume([4, 4, 4, 4, 0, 0, 0, 0, 8, 8, 0, 0, 0, 0, 6, 6])
+    found = segment(FlatNetwork(), hu, STATISTICS, 2, 16, slices_per_slab=2, slabs_per_look=3)[:, 0, 0].tolist()
+    whole = segment(FlatNetwork(), hu, STATISTICS, 2, 16, slices_per_slab=2)[:, 0, 0].tolist()
+    assert whole[:4] == found[:4] and whole[13:] == found[13:]
+    assert found[8:13] == [0] * 5
+    assert found[6] == whole[6] == 0 and whole[8] > 0
+
+
+@pytest.mark.parametrize("fitting", [1, 2, 3])
+def test_a_step_that_does_not_fit_is_an_error_in_a_look_too(fitting):
+    with pytest.raises(torch.OutOfMemoryError):
+        segment(FlatNetwork(fitting), volume([0] * 20), STATISTICS, fitting + 1, 16, slabs_per_look=2)
+    assert not segment(FlatNetwork(fitting), volume([0] * 20), STATISTICS, fitting, 16, slabs_per_look=2).any()
