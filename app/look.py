@@ -10,9 +10,9 @@ from itertools import pairwise
 LOOK_MM = 24.0  # from one look to the next, at most; benchmarks/README.md has what longer stretches cost
 
 
-def slabs_per_look(slab_mm: float) -> int:
+def slabs_per_look(slab_mm: float, look_mm: float = LOOK_MM) -> int:
     """How many slabs it is from one look to the next, at least 1: every slab is looked at, and none left out."""
-    return max(1, int(LOOK_MM / slab_mm))
+    return max(1, int(look_mm / slab_mm))
 
 
 def looks(slabs: int, step: int) -> list[int]:

@@ -1,6 +1,8 @@
 """What a look leaves out: against every slab, and against the rule, slab by slab."""
 
+import json
 from itertools import pairwise
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,8 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from app.cases import find_cases
 from app.look import LOOK_MM, looks, runs_with_organs, slabs_per_look
 from app.segment import segment
+from benchmarks import look as benchmark
+from benchmarks.look import kept_slices
+from evaluation.tables.__main__ import make
+from tests.scans import save_ct, smooth_hu
+from tests.test_tables import cells as table_cells
 
 STATISTICS = (0.0, 1.0)
 
@@ -89,6 +97,43 @@ def test_slabs_at_the_ends_of_a_run_are_interpolated_inside_it_only():
     assert whole[:4] == found[:4] and whole[13:] == found[13:]
     assert found[8:13] == [0] * 5
     assert found[6] == whole[6] == 0 and whole[8] > 0
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.sampled_from([0, 0, 0, 0, 0, 5]), min_size=1, max_size=40), st.integers(1, 9))
+def test_the_benchmark_simulates_what_the_program_does(labels, step):
+    whole, looked = (segment(FlatNetwork(), volume(labels), STATISTICS, 2, 16, slabs_per_look=k) for k in (1, step))
+    assert np.array_equal(looked, whole * kept_slices(whole, 1, step)[:, None, None])
+
+
+def test_benchmark_counts(tmp_path):
+    """Of 40 slices of 3 mm the first 4 and the 13th to 15th hold an organ; looks see every eighth and the last."""
+    labels = (volume([5] * 4 + [0] * 8 + [5] * 3 + [0] * 25) // 10).astype(np.uint8)
+    affine = np.diag([-0.75, -0.75, 3.0, 1.0])
+    save_ct(tmp_path / "ct" / "a_0000.nii.gz", smooth_hu((40, 16, 16)), affine)
+    save_ct(tmp_path / "labels" / "a.nii.gz", labels.astype(np.int16), affine)
+    case, *_ = find_cases([tmp_path / "ct"], tmp_path / "out")
+
+    def segmenter(hu, statistics_hu, slices_per_slab):
+        assert slices_per_slab == 1
+        return labels
+
+    segmenter.weights = SimpleNamespace(spacing_mm=(0.5, 1.0), slice_mm=3.0)
+    found = benchmark.measure(case, tmp_path / "labels" / "a.nii.gz", segmenter, [3.0, 24.0])
+    assert [look["slices_left_out"] for look in found["looks"]] == [0, 31]
+    assert [look["annotated_voxels_lost"] for look in found["looks"]] == [0, 3 * 256]
+    result = {"scans": [found], "processor": "CPU", "device": "CPU", "flags": [], "torch": "2"}
+    (tmp_path / "benchmark_look.json").write_text(json.dumps(result))
+    assert table_cells(make("benchmark_look", tmp_path))["24 mm"][:3] == ["78 %", "78 %", "1"]
+
+
+def test_benchmark_refuses_what_it_cannot_use(tmp_path, capsys, weights_path):
+    (tmp_path / "a.nii.gz").write_bytes(b"no scan")
+    for scan, said in ((tmp_path / "a.nii.gz", "damaged gzip"), (tmp_path / "none", "none")):
+        with pytest.raises(SystemExit, match="2"):
+            benchmark.main([str(scan), "--weights", str(weights_path), "-o", str(tmp_path / "look.json")])
+        assert said in capsys.readouterr().err
+    assert not (tmp_path / "look.json").exists()
 
 
 @pytest.mark.parametrize("fitting", [1, 2, 3])

@@ -134,6 +134,32 @@ def scaling(result: dict) -> str:
     )
 
 
+def look(result: dict) -> str:
+    """What looks so far apart leave out of all scans together, and what that costs."""
+    scans = result["scans"]
+    annotated = sum(scan["annotated"] for scan in scans)
+    rows = []
+    for looks in zip(*(scan["looks"] for scan in scans), strict=True):
+        shares = [look["slices_left_out"] / scan["slices"] for look, scan in zip(looks, scans, strict=True)]
+        left_out = sum(look["slices_left_out"] for look in looks) / sum(scan["slices"] for scan in scans)
+        lost = [f"{sum(look[key] for look in looks):,}" for key in ("mask_voxels_lost", "annotated_voxels_lost")]
+        distance = f"{looks[0]['look_mm']:g} mm"
+        rows.append(
+            [distance, f"{100 * left_out:.0f} %", f"{100 * max(shares):.0f} %", sum(s > 0 for s in shares), *lost]
+        )
+    heads = [
+        "from look to look",
+        "slices left out",
+        "of one scan, at most",
+        "scans with any",
+        "voxels of the mask lost",
+    ]
+    return (
+        f"{markdown([*heads, 'annotated voxels lost'], rows)}\n"
+        f"{len(scans)} scans, {annotated} of them with label maps. {_measured_on(result, 'look')}\n"
+    )
+
+
 def _number(value: float) -> str:
     """Three digits, or as many as it has before the point."""
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
