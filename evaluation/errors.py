@@ -18,7 +18,7 @@ from app.labels import ORGANS
 from app.record import file_sha256, finished_masks
 from evaluation.accuracy import pair_masks
 from evaluation.masks import MaskError, check_same_grid, read_mask
-from evaluation.organs import annotated_organs
+from evaluation.organs import NOT_TOLD, annotated_organs
 from evaluation.output import say, write_json
 from evaluation.scoring import TOLERANCES_MM
 from evaluation.tables.errors import errors as table
@@ -113,7 +113,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             try:
                 labels = arguments.organs.of(name)
                 if labels is None:
-                    raise MaskError(f"{truth_path}: the table of --organs does not tell which organs are annotated")
+                    raise MaskError(f"{truth_path}: {NOT_TOLD}")
                 organs = case_errors(mask_path, truth_path, labels)
             except MaskError as error:
                 failed.append(case)
