@@ -35,9 +35,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         help="folder for masks and logs, made if absent (default: %(default)s)")  # fmt: skip
     add("--weights", type=Path, metavar="FILE", default=WEIGHTS, help="trained branch (default: the shipped one)")
     add("--device", choices=("auto", "cuda", "cpu"), default="auto", help="auto takes the GPU if it works")
-    add("--gpu-budget-mib", type=_positive(int), metavar="MIB", default=2048,
+    add("--gpu-budget-mib", type=positive(int), metavar="MIB", default=2048,
         help="for all this process takes on the GPU, CUDA context included (default: %(default)s)")  # fmt: skip
-    add("--monitor-interval-s", type=_positive(float), metavar="S", default=0.1,
+    add("--monitor-interval-s", type=positive(float), metavar="S", default=0.1,
         help="time between samples of memory and CPU use (default: %(default)s)")  # fmt: skip
     add("--every-slice", action="store_true", help="give the network every slice, as the paper: no slabs, no look")
     add("--resume", action="store_true", help="skip cases whose mask is there, made from this input by these weights")
@@ -49,7 +49,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def _positive(kind: type[Number]) -> Callable[[str], Number]:
+def positive(kind: type[Number]) -> Callable[[str], Number]:
+    """The type of an option that takes a number above 0; the message of wrong use says "invalid positive int value"."""
+
     def convert(text: str) -> Number:
         value = kind(text)
         if not 0 < value < float("inf"):

@@ -9,7 +9,7 @@ import sys
 import time
 from pathlib import Path
 
-from benchmarks.machine import result_path
+from benchmarks.machine import amount, count, result_path
 from benchmarks.process import ROOT
 
 # In the order of their worth to somebody whose time is short, each with what makes it short.
@@ -27,12 +27,12 @@ SMALL_ON_CPU = {  # the rehearsal of a visit to a GPU: what runs, not how fast
 }
 
 
-def command(name: str, device: str, threads: str, results: Path | None, short: bool) -> list[str]:
+def command(name: str, device: str, threads: int, results: Path | None, short: bool) -> list[str]:
     """Command line of one benchmark."""
     if name == "gpu_tests":  # of files that have some: others may need packages that are not there
         marked = [str(path) for path in sorted(ROOT.glob("tests/test_*.py")) if "mark.gpu\n" in path.read_text()]
         return [sys.executable, "-m", "pytest", "-q", "-m", "gpu", *marked]
-    line = [sys.executable, "-m", f"benchmarks.{name}", "--device", device, "--threads", threads]
+    line = [sys.executable, "-m", f"benchmarks.{name}", "--device", device, "--threads", str(threads)]
     if results:
         line += ["-o", str(results.resolve() / result_path(name, device).name)]
     return [*line, *((SHORT if device == "cuda" else SMALL_ON_CPU)[name] if short else ())]
@@ -44,8 +44,8 @@ def main(arguments: list[str] | None = None) -> int:
         prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--threads", default="2", help="(default: %(default)s)")
-    parser.add_argument("--minutes", type=float, help="shorter benchmarks, and none after so many minutes")
+    parser.add_argument("--threads", type=count, default=2, help="(default: %(default)s)")
+    parser.add_argument("--minutes", type=amount, help="shorter benchmarks, and none after so many minutes")
     parser.add_argument("--results", type=Path, help="folder for the result files (default: results/)")
     options = parser.parse_args(arguments)
     end_s = time.monotonic() + 60 * options.minutes if options.minutes else float("inf")

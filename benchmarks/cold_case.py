@@ -129,9 +129,9 @@ def ratio(naive: list[dict], ours: list[dict], key: str) -> dict[str, float]:
 def main(arguments: list[str] | None = None) -> None:
     parser = machine.parser("cold_case", __doc__)
     add = parser.add_argument
-    add("--runs", type=int, default=5, help="of each program, in turns (default: %(default)s)")
-    add("--slices", type=int, default=300)
-    add("--size", type=int, default=512, metavar="PX", help="side of a slice (default: %(default)s)")
+    add("--runs", type=machine.count, default=5, help="of each program, in turns (default: %(default)s)")
+    add("--slices", type=machine.count, default=300)
+    add("--size", type=machine.count, default=512, metavar="PX", help="side of a slice (default: %(default)s)")
     add("--source", type=Path, default=EXAMPLE, help="CT whose slices are used (default: the shipped example)")
     options = parser.parse_args(arguments)
     options.gpu = open_gpu(0) if options.device == "cuda" else None

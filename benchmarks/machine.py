@@ -7,10 +7,11 @@ from pathlib import Path
 import torch
 
 from app.device import processor
-from app.options import WEIGHTS
+from app.options import WEIGHTS, positive
 from evaluation.output import write_json
 from training import results
 
+count, amount = positive(int), positive(float)  # types of options: 0 of something cannot be measured
 FLAGS = ("avx2", "avx512f", "avx512_bf16", "avx512_fp16", "amx_bf16", "amx_int8")  # those that decide on the speed
 
 
@@ -18,7 +19,7 @@ def parser(name: str, description: str, devices: Sequence[str] = ("cpu", "cuda")
     """A benchmark's options, but for its own. The first of the devices is the default."""
     made = argparse.ArgumentParser(prog=f"python -m benchmarks.{name}", description=description.splitlines()[0])
     made.add_argument("--device", choices=devices, default=devices[0])
-    made.add_argument("--threads", type=int, default=2, help="of torch, and CPUs of programs (default: %(default)s)")
+    made.add_argument("--threads", type=count, default=2, help="of torch, and CPUs of programs (default: %(default)s)")
     made.add_argument("--weights", type=Path, default=WEIGHTS, help="(default: the shipped ones)")
     made.add_argument("-o", "--output", type=Path, help=f"result file (default: results/benchmark_{name}[_cuda].json)")
     return made

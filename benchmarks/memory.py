@@ -72,9 +72,11 @@ def measure(weights: Path, device: torch.device, meters: Meters, steps: list[int
 
 def main(arguments: list[str] | None = None) -> None:
     parser = machine.parser("memory", __doc__, devices=("cuda",))
-    parser.add_argument("--steps", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32], metavar="N",
+    parser.add_argument("--steps", type=machine.count, nargs="+", default=[1, 2, 4, 8, 16, 32], metavar="N",
         help="slices a step (default: 1 2 4 8 16 32)")  # fmt: skip
-    parser.add_argument("--size", type=int, default=512, metavar="PX", help="side of a slice (default: %(default)s)")
+    parser.add_argument(
+        "--size", type=machine.count, default=512, metavar="PX", help="side of a slice (default: %(default)s)"
+    )
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     device = torch.device(options.device)

@@ -58,10 +58,17 @@ def network(state: dict, form: str, device: str, dtype: torch.dtype, memory_form
 def main(arguments: list[str] | None = None) -> None:
     parser = machine.parser("network", __doc__)
     add = parser.add_argument
-    add("--batches", type=int, nargs="+", default=[1, 2, 4, 8], metavar="N", help="slices a pass (default: 1 2 4 8)")
-    add("--size", type=int, default=512, metavar="PX", help="side of a slice (default: %(default)s)")
-    add("--min-time-s", type=float, default=0.5, help="of each measurement (default: %(default)s)")
-    add("--matrix", type=int, metavar="N", help="side of the matrix product (default: 4096; on CUDA 16384)")
+    add(
+        "--batches",
+        type=machine.count,
+        nargs="+",
+        default=[1, 2, 4, 8],
+        metavar="N",
+        help="slices a pass (default: 1 2 4 8)",
+    )
+    add("--size", type=machine.count, default=512, metavar="PX", help="side of a slice (default: %(default)s)")
+    add("--min-time-s", type=machine.amount, default=0.5, help="of each measurement (default: %(default)s)")
+    add("--matrix", type=machine.count, metavar="N", help="side of the matrix product (default: 4096; on CUDA 16384)")
     options = parser.parse_args(arguments)
     # cuDNN's float32 convolutions are TF32 by default: the product they are held against has to be, too.
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32

@@ -54,12 +54,19 @@ def line(points: list[dict]) -> dict:
 def main(arguments: list[str] | None = None) -> None:
     parser = machine.parser("scaling", __doc__)
     add = parser.add_argument
-    add("--slices", type=int, nargs="+", default=[30, 75, 150, 300, 600, 1200], metavar="N",
+    add("--slices", type=machine.count, nargs="+", default=[30, 75, 150, 300, 600, 1200], metavar="N",
         help="of scans of the first size (default: 30 75 150 300 600 1200)")  # fmt: skip
-    add("--sizes", type=int, nargs="+", default=[512, 256, 768], metavar="PX", help="sides (default: 512 256 768)")
-    add("--slice-mm", type=float, nargs="*", default=[2.5, 1.25, 0.625], metavar="MM",
+    add(
+        "--sizes",
+        type=machine.count,
+        nargs="+",
+        default=[512, 256, 768],
+        metavar="PX",
+        help="sides (default: 512 256 768)",
+    )
+    add("--slice-mm", type=machine.amount, nargs="*", default=[2.5, 1.25, 0.625], metavar="MM",
         help="thicknesses of the slices of a body of --length-mm (default: 2.5 1.25 0.625)")  # fmt: skip
-    add("--length-mm", type=float, default=750, metavar="MM", help="(default: %(default)s)")
+    add("--length-mm", type=machine.amount, default=750, metavar="MM", help="(default: %(default)s)")
     add("--source", type=Path, default=EXAMPLE, help="CT whose slices are used (default: the shipped example)")
     options = parser.parse_args(arguments)
     first, *others = options.sizes

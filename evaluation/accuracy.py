@@ -18,7 +18,7 @@ import numpy as np
 from app.cpus import usable_cpus
 from app.labels import ORGANS
 from evaluation.masks import MaskError
-from evaluation.organs import AnnotatedOrgans, annotated_organs
+from evaluation.organs import NOT_TOLD, AnnotatedOrgans, annotated_organs
 from evaluation.output import say, write_csv, write_json
 from evaluation.scoring import METRICS, MINIMUM_DSC, Score, Scores, score_files
 from evaluation.summary import format_table, summarise
@@ -77,7 +77,7 @@ def score_cases(
 def _score(work: tuple[Path | None, Path, tuple[int, ...] | None], minimum_dsc: float) -> Scores | MaskError:
     prediction, truth, labels = work
     if labels is None:
-        return MaskError(f"{truth}: the table of --organs does not tell which organs are annotated")
+        return MaskError(f"{truth}: {NOT_TOLD}")
     if prediction is None:
         return dict.fromkeys(labels, Score(0.0, 0.0))
     try:

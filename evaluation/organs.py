@@ -10,6 +10,7 @@ from app.cases import case_name
 from app.labels import ORGANS
 
 ALL_LABELS = tuple(organ.label for organ in ORGANS)
+NOT_TOLD = "the table of --organs does not tell which organs are annotated"  # of a case; behind its name
 _COLUMN = "annotated"
 
 

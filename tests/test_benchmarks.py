@@ -330,3 +330,24 @@ def test_memory_of_a_step_against_a_card_that_is_made_up(tmp_path, monkeypatch, 
     (tmp_path / "benchmark_memory_cuda.json").write_text(json.dumps(result))
     table = table_cells(make("benchmark_memory_cuda", tmp_path))
     assert table["context, MiB"] == ["500", "700"] and table["8 slices a step, bytes a pixel"] == ["100", "160"]
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "flag"),
+    [
+        ("cold_case", ["--runs", "0"], "--runs: invalid positive int value: '0'"),
+        ("cold_case", ["--slices", "-1"], "--slices: invalid positive int value: '-1'"),
+        ("network", ["--batches", "1", "0"], "--batches: invalid positive int value: '0'"),
+        ("network", ["--min-time-s", "nan"], "--min-time-s: invalid positive float value: 'nan'"),
+        ("memory", ["--steps", "1.5"], "--steps: invalid positive int value: '1.5'"),
+        ("scaling", ["--sizes", "0"], "--sizes: invalid positive int value: '0'"),
+        ("scaling", ["--slice-mm", "0"], "--slice-mm: invalid positive float value: '0'"),
+        ("scaling", ["--threads", "0"], "--threads: invalid positive int value: '0'"),
+        ("__main__", ["--threads", "two"], "--threads: invalid positive int value: 'two'"),
+        ("__main__", ["--minutes", "0"], "--minutes: invalid positive float value: '0'"),
+    ],
+)
+def test_nothing_cannot_be_measured(capsys, name, options, flag):
+    with pytest.raises(SystemExit) as caught:
+        importlib.import_module(f"benchmarks.{name}").main(options)
+    assert caught.value.code == 2 and capsys.readouterr().err.splitlines()[-1].endswith(f"argument {flag}")

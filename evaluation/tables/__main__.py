@@ -12,15 +12,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from evaluation.output import say, write_text
-from evaluation.tables import accuracy, benchmarks, reliability
+from evaluation.tables import accuracy, benchmarks, errors, reliability
 from evaluation.tables.markdown import TableError
 
 ROOT = Path(__file__).resolve().parents[2]
-FILES = ("README.md", "docs/results.md", "docs/reliability.md", "benchmarks/README.md")
+FILES = ("README.md", "docs/results.md", "docs/reliability.md", "benchmarks/README.md", "training/README.md")
 ERROR_EXIT, STALE_EXIT = 2, 1
 TABLES: dict[str, Callable[[dict], str]] = {
     "crossvalidation": accuracy.crossvalidation,
     "table3_miniature": accuracy.table3_miniature,
+    "errors": errors.errors,
     "reliability": reliability.reliability,
     "benchmark_memory_cuda": benchmarks.memory,
     "benchmark_look": benchmarks.look,
