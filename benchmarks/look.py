@@ -77,7 +77,7 @@ def main(arguments: list[str] | None = None) -> None:
     add = parser.add_argument
     add("scans", type=Path, nargs="+", help="CTs, or folders of them")
     add("--labels", type=Path, metavar="DIR", help="label maps CASE.nii.gz of those scans that have one")
-    add("--look-mm", type=float, nargs="+", default=[12.0, LOOK_MM, 48.0, 72.0], metavar="MM",
+    add("--look-mm", type=machine.amount, nargs="+", default=[12.0, LOOK_MM, 48.0, 72.0], metavar="MM",
         help="from one look to the next (default: 12 24 48 72)")  # fmt: skip
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
