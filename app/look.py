@@ -1,13 +1,24 @@
-"""A look at a few slabs first: a stretch of the scan between two that hold no organ is left out.
+"""A look at a few slabs first: a stretch of the scan between two that show no organ is left out.
 
 Not in the paper. A CT of abdomen and pelvis holds organs in two thirds of its length, one of the whole body in half.
 The network sees a slab that is looked at as it sees the others, so its logits serve the mask too: a look costs nothing.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator
 from itertools import pairwise
+from typing import NamedTuple
+
+import torch
 
 LOOK_MM = 24.0  # from one look to the next, at most; benchmarks/README.md has what longer stretches cost
+
+
+class Look(NamedTuple):
+    """What the network said of a slab: its index, whether an organ is there, and its logits, (1, 14, h, w)."""
+
+    slab: int
+    shows_organ: bool
+    logits: torch.Tensor
 
 
 def slabs_per_look(slab_mm: float, look_mm: float = LOOK_MM) -> int:
@@ -15,23 +26,13 @@ def slabs_per_look(slab_mm: float, look_mm: float = LOOK_MM) -> int:
     return max(1, int(look_mm / slab_mm))
 
 
-def looks(slabs: int, step: int) -> list[int]:
+def looked_at(slabs: int, step: int) -> list[int]:
     """The slabs that are looked at: every so many, and the last."""
     return [*range(0, slabs - 1, step), slabs - 1]
 
 
-def runs_with_organs(holds_organ: Mapping[int, bool]) -> list[range]:
-    """The slabs to segment: all between two neighbouring looks, these too, if either holds an organ.
-
-    Args:
-        holds_organ: Of each slab that was looked at, in their order.
-
-    Returns:
-        Runs of slabs, in their order; between two lies at least one slab.
-    """
-    runs: list[range] = []
-    for below, above in pairwise(holds_organ):
-        if holds_organ[below] or holds_organ[above]:
-            start = runs.pop().start if runs and below in runs[-1] else below
-            runs.append(range(start, above + 1))
-    return runs
+def stretches_with_organs(looks: Iterable[Look]) -> Iterator[tuple[Look, Look]]:
+    """Neighbouring looks of which either shows an organ: these two and all between them is segmented."""
+    for below, above in pairwise(looks):
+        if below.shows_organ or above.shows_organ:
+            yield below, above

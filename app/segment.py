@@ -8,6 +8,8 @@ import logging
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
+from itertools import groupby
+from operator import itemgetter
 
 import numpy as np
 import torch
@@ -15,7 +17,6 @@ import torch
 from app.body import body_box
 from app.device import compute_dtype, limit_memory, slices_per_step
 from app.inference import Segmentation, segment_volume
-from app.look import looks, runs_with_organs
 from app.network import DeepLabV3Plus
 from app.postprocess import labels_from_logits
 from app.slab_logits import SlabLogits
@@ -158,20 +159,13 @@ def segment(
     """
     labels = np.zeros(hu.shape, np.uint8)
     body = (slice(None), *body_box(hu, frame_px))
-    body_hu, body_labels = hu[body], labels[body]
-    slabs = Slabs(body_hu, slices_per_slab)
+    slabs, body_labels = Slabs(hu[body], slices_per_slab), labels[body]
     with torch.inference_mode():
-        logits_of = SlabLogits(network, slabs, statistics_hu, slices_per_step, frame_px)
-        runs = [range(len(slabs))]
-        if 1 < slabs_per_look < len(slabs):
-            looked_at = looks(len(slabs), slabs_per_look)
-            runs = runs_with_organs(dict(zip(looked_at, logits_of.look(looked_at), strict=True)))
-        for run in runs:
-            slices = slabs.slices_of(run)
-            run_slabs, run_labels = Slabs(body_hu[slices], slices_per_slab), body_labels[slices]
-            steps = (logits_of(run[first : first + slices_per_step]) for first in range(0, len(run), slices_per_step))
-            for part, logits in run_slabs.per_slice(steps, slices_per_step):
-                run_labels[part] = labels_from_logits(logits)[logits_of.centre].cpu().numpy()
-                on_step(slices.start + part.stop)
+        network_on = SlabLogits(network, slabs, statistics_hu, slices_per_step, frame_px)
+        for first, run in groupby(network_on.runs(slabs_per_look), key=itemgetter(0)):
+            steps = (logits for _, logits in run)
+            for part, logits in slabs.per_slice(steps, slices_per_step, first):
+                body_labels[part] = labels_from_logits(logits)[network_on.centre].cpu().numpy()
+                on_step(part.stop)
     on_step(len(hu))
     return labels

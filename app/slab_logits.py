@@ -1,12 +1,13 @@
-"""From slabs to logits: what the network is given, a step at a time, and what it has seen already.
+"""From slabs to logits: a step of them at a time goes through the network, those that are looked at first.
 
-On the device happen the frame of air, clip, z-score and network; what a look has shown is not computed again.
+On the device happen the frame of air, clip, z-score and network.
 """
 
 from collections.abc import Iterator, Sequence
 
 import torch
 
+from app.look import Look, looked_at, stretches_with_organs
 from app.network import OUTPUT_STRIDE, DeepLabV3Plus
 from app.postprocess import labels_from_logits
 from app.preprocess import WINDOW_HU, normalise
@@ -37,33 +38,46 @@ class SlabLogits:
     ) -> None:
         self._network, self._slabs, self._statistics_hu, self._step = network, slabs, statistics_hu, slabs_per_step
         self._parameter = next(network.parameters())
-        self._looked: dict[int, torch.Tensor] = {}
         height, width = slabs.size_px
         self._framed = tuple(max(frame_px, -(-size // OUTPUT_STRIDE) * OUTPUT_STRIDE) for size in (height, width))
         top, left = (self._framed[0] - height) // 2, (self._framed[1] - width) // 2
         self.centre = (..., slice(top, top + height), slice(left, left + width))
 
-    def look(self, indices: Sequence[int]) -> Iterator[bool]:
-        """Whether each of these slabs shows an organ. Their logits are kept in the CPU's memory until asked for."""
-        for first in range(0, len(indices), self._step):
-            part = indices[first : first + self._step]
-            logits = self._compute(part)
-            self._looked.update(zip(part, logits.cpu(), strict=True))
-            yield from labels_from_logits(logits)[self.centre].flatten(1).any(dim=1).tolist()
+    def runs(self, slabs_per_look: int) -> Iterator[tuple[int, torch.Tensor]]:
+        """Logits from the lowest slab up, but for stretches between looks that show no organ.
 
-    def __call__(self, part: Sequence[int]) -> torch.Tensor:
-        """Logits of slabs: (slabs, 14, h, w).
+        Args:
+            slabs_per_look: From one slab that is looked at to the next; 1: no slab is left out.
+
+        Returns:
+            The first slab of the run that these belong to, and the run's next logits: (slabs, 14, h, w).
 
         Raises:
-            torch.OutOfMemoryError: They did not fit the device.
+            torch.OutOfMemoryError: A step did not fit the device.
             RuntimeError: The device failed, or float16 was too small for the logits.
         """
-        unseen = [index for index in part if index not in self._looked]
-        if len(unseen) == len(part):
-            return self._compute(part)
-        fresh = iter(self._compute(unseen)) if unseen else iter(())
-        device = self._parameter.device
-        return torch.stack([self._looked.pop(i).to(device) if i in self._looked else next(fresh) for i in part])
+        slabs = len(self._slabs)
+        if not 1 < slabs_per_look < slabs:
+            yield from ((0, logits) for _, logits in self._steps(range(slabs)))
+            return
+        run = end = -1
+        for below, above in stretches_with_organs(self._looks(looked_at(slabs, slabs_per_look))):
+            if below.slab != end:
+                run = below.slab
+                yield run, below.logits
+            yield from ((run, logits) for _, logits in self._steps(range(below.slab + 1, above.slab)))
+            yield run, above.logits
+            end = above.slab
+
+    def _looks(self, indices: Sequence[int]) -> Iterator[Look]:
+        for part, logits in self._steps(indices):
+            shows_organ = labels_from_logits(logits)[self.centre].flatten(1).any(dim=1).tolist()
+            yield from map(Look, part, shows_organ, logits[:, None].unbind())
+
+    def _steps(self, indices: Sequence[int]) -> Iterator[tuple[Sequence[int], torch.Tensor]]:
+        for first in range(0, len(indices), self._step):
+            part = indices[first : first + self._step]
+            yield part, self._compute(part)
 
     def _compute(self, indices: Sequence[int]) -> torch.Tensor:
         slices = torch.from_numpy(self._slabs[indices]).to(self._parameter.device)

@@ -46,30 +46,37 @@ class Slabs:
         thin = (self._hu[start : start + self._slices] for start in starts)
         return np.stack([np.rint(slices.mean(axis=0, dtype=np.float32)).astype(np.int16) for slices in thin])
 
-    def slices_of(self, run: range) -> slice:
-        """The slices of a run of slabs; as a volume of their own they make the same slabs again."""
-        return slice(self._starts[run[0]], self._starts[run[-1]] + self._slices)
+    def slices_of(self, first: int, last: int) -> slice:
+        """The slices of these slabs and of all between them."""
+        return slice(self._starts[first], self._starts[last] + self._slices)
 
-    def per_slice(self, steps: Iterable[Tensor], most: int) -> Iterator[tuple[slice, Tensor]]:
+    def per_slice(self, steps: Iterable[Tensor], most: int, first: int = 0) -> Iterator[tuple[slice, Tensor]]:
         """Logits of slices from those of slabs, linear in z between the centres of slabs, constant beyond them.
 
         Args:
-            steps: (n, 14, h, w), the slabs in their order, n of them at a time; only the last one's are kept.
+            steps: (n, 14, h, w), slabs in their order without a gap, n of them at a time; only the last one's are kept.
             most: Slices to give at a time.
+            first: The lowest of these slabs.
 
         Returns:
             Which slices, and their logits: (slices, 14, h, w), float32 where they are interpolated.
         """
-        positions = np.interp(np.arange(len(self._hu)), self._centres, np.arange(len(self)))  # 1.5: half-way to slab 2
-        known, first, done = None, 0, 0
+        done = self._starts[first]
+        known = None
         for logits in steps:
             known = logits if known is None else torch.cat([known, logits])
             last = first + len(known) - 1
-            end = len(self._hu) if last == len(self) - 1 else int(self._centres[last]) + 1
-            for start in range(done, end, most):
-                part = slice(start, min(start + most, end))
-                yield part, _interpolated(known, positions[part] - first)
-            known, first, done = known[-1:].clone(), last, end
+            yield from self._between(known, first, slice(done, int(self._centres[last]) + 1), most)
+            known, first, done = known[-1:].clone(), last, int(self._centres[last]) + 1
+        if known is not None:
+            yield from self._between(known, first, slice(done, self.slices_of(first, first).stop), most)
+
+    def _between(self, known: Tensor, first: int, slices: slice, most: int) -> Iterator[tuple[slice, Tensor]]:
+        """Of slices whose neighbouring slabs are known, of which this is the first."""
+        centres = self._centres[first : first + len(known)]
+        for start in range(slices.start, slices.stop, most):
+            part = slice(start, min(start + most, slices.stop))
+            yield part, _interpolated(known, np.interp(np.arange(start, part.stop), centres, np.arange(len(known))))
 
 
 def _interpolated(logits: Tensor, positions: np.ndarray) -> Tensor:

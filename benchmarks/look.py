@@ -13,7 +13,7 @@ from app.cases import Case, find_cases
 from app.ct import read_ct
 from app.errors import InputError, UsageError
 from app.inference import segment_volume
-from app.look import LOOK_MM, looks, runs_with_organs, slabs_per_look
+from app.look import LOOK_MM, Look, looked_at, slabs_per_look, stretches_with_organs
 from app.segment import Segmenter
 from app.slabs import Slabs
 from app.volume import read_volume
@@ -24,13 +24,17 @@ from benchmarks import machine
 def kept_slices(labels: np.ndarray, slices_per_slab: int, step: int) -> np.ndarray:
     """Which slices a look leaves in, bool (z,): a slab shows what the slice in its middle was given."""
     slabs = Slabs(labels, slices_per_slab)
-    slices = [slabs.slices_of(range(index, index + 1)) for index in range(len(slabs))]
-    middles = [(part.start + part.stop) // 2 for part in slices]
-    shows = {index: bool(labels[middles[index]].any()) for index in looks(len(slabs), step)}
+    if not 1 < step < len(slabs):
+        return np.ones(len(labels), bool)
     kept = np.zeros(len(labels), bool)
-    for run in runs_with_organs(shows) if 1 < step < len(slabs) else [range(len(slabs))]:
-        kept[slabs.slices_of(run)] = True
+    for below, above in stretches_with_organs(_look(labels, slabs, index) for index in looked_at(len(slabs), step)):
+        kept[slabs.slices_of(below.slab, above.slab)] = True
     return kept
+
+
+def _look(labels: np.ndarray, slabs: Slabs, index: int) -> Look:
+    slices = slabs.slices_of(index, index)
+    return Look(index, bool(labels[(slices.start + slices.stop) // 2].any()), torch.empty(0))
 
 
 def measure(case: Case, labels: Path | None, segmenter: Segmenter, looks_mm: list[float]) -> dict:

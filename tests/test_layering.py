@@ -52,9 +52,9 @@ MAY_IMPORT = {
     "fuse": "network",
     "body": "network",
     "weights": "fuse labels network preprocess",
-    "slab_logits": "network postprocess preprocess slabs",
+    "slab_logits": "look network postprocess preprocess slabs",
     "inference": "look postprocess preprocess resample slabs",
-    "segment": "body device inference look network postprocess slab_logits slabs weights",
+    "segment": "body device inference network postprocess slab_logits slabs weights",
     # all together
     "pipeline": "cases geometry labels maskfile measure monitor preview quality runjson segment volume",
     "options": "formats",
