@@ -61,11 +61,21 @@ def _has_nvidia_card() -> bool:
 
 
 def compute_dtype(device: torch.device) -> torch.dtype:
-    """Half precision where the device computes in it: float16 on CUDA, bfloat16 on a CPU that has it, else float32."""
+    """Half precision where the device computes in it: float16 on CUDA, bfloat16 on a CPU that has it.
+
+    Other x86 CPUs get 8-bit integers (`app.quantise`), all the rest float32.
+    """
     if device.type == "cuda":
         return torch.float16
-    has_bfloat16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return torch.bfloat16 if has_bfloat16 else torch.float32
+    if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported():
+        return torch.bfloat16
+    return torch.int8 if has_int8() else torch.float32
+
+
+def has_int8() -> bool:
+    """Whether oneDNN convolves 8-bit integers on this CPU faster than float32, and this torch shows how."""
+    fast = torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
+    return fast and hasattr(torch.ops.onednn, "qconv2d_pointwise")
 
 
 def slices_per_step(device: torch.device, budget_mib: int, slice_px: int) -> int:

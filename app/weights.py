@@ -14,6 +14,7 @@ from app.fuse import fuse
 from app.labels import ORGANS
 from app.network import OUTPUT_STRIDE, DeepLabV3Plus
 from app.preprocess import WINDOW_HU
+from app.quantise import quantise
 
 FORMAT = 1
 SLICE_MM = 3.0  # of files that do not say. The shipped one does not: half of its training slices were 3 mm thick
@@ -45,10 +46,12 @@ class Weights:
     switched_off: tuple[int, ...]
 
     def network(self, device: torch.device, dtype: torch.dtype) -> DeepLabV3Plus:
-        """The network, fused, in evaluation mode, channels last, on the device."""
+        """The network, fused, in evaluation mode, channels last, on the device; int8: quantised, on a CPU alone."""
         with torch.device("meta"):  # an initialisation would be overwritten, and takes time
             network = DeepLabV3Plus()
         network.load_state_dict({name: value.float() for name, value in self.state.items()}, assign=True)
+        if dtype == torch.int8:
+            return quantise(network.eval())
         fused = fuse(network.eval(), device)
         return fused.to(device, dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's gap
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from app.device import processor
+from app.device import has_int8, processor
 from app.options import WEIGHTS, positive
 from evaluation.output import write_json
 from training import results
@@ -53,7 +53,8 @@ def dtypes(device: str) -> tuple[torch.dtype, ...]:
     """Number formats that the network runs in. oneDNN convolves no bfloat16, not even slowly, without AVX-512."""
     if device == "cuda":
         return torch.float32, torch.bfloat16, torch.float16
-    return (torch.float32, torch.bfloat16) if torch.ops.mkldnn._is_mkldnn_bf16_supported() else (torch.float32,)
+    possible = {torch.bfloat16: torch.ops.mkldnn._is_mkldnn_bf16_supported(), torch.int8: has_int8()}
+    return torch.float32, *(dtype for dtype, is_possible in possible.items() if is_possible)
 
 
 def result_path(name: str, device: str) -> Path:

@@ -14,12 +14,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from app.fuse import fold_batch_norm, fuse
 from app.network import DeepLabV3Plus
+from app.quantise import quantise
 from app.weights import load_weights
 from benchmarks import machine
 
 MATRIX = {"cpu": 4096, "cuda": 16384}  # rows and columns: large enough that more does not help
 FORMATS = {"NCHW": torch.contiguous_format, "NHWC": torch.channels_last}
-FORMS = {  # what is done to the network, how it is called, in which memory formats
+FORMS = {  # what is done to the network (int8: the last alone), how it is called, in which memory formats
     "as trained": (lambda net, device: net, "net(images)", ("NCHW", "NHWC")),
     "batch norm folded": (lambda net, device: fold_batch_norm(net), "net(images)", ("NCHW", "NHWC")),
     "as app/ runs it": (fuse, "net.quarter_logits(images)", ("NHWC",)),
@@ -51,6 +52,8 @@ def network(state: dict, form: str, device: str, dtype: torch.dtype, memory_form
     """The trained network in a form, in evaluation mode."""
     network = DeepLabV3Plus()
     network.load_state_dict(state)
+    if dtype == torch.int8:
+        return quantise(network.eval())
     network = FORMS[form][0](network.eval(), torch.device(device))
     return network.to(device, dtype, memory_format=memory_format)
 
@@ -78,18 +81,21 @@ def main(arguments: list[str] | None = None) -> None:
     with torch.inference_mode():
         for dtype in machine.dtypes(device):
             name = "TF32" if dtype == torch.float32 and device == "cuda" else str(dtype).removeprefix("torch.")
-            peak_tflops[name] = matmul_tflops(device, dtype, options)
-            for form, (_, statement, layouts) in FORMS.items():
+            int8 = dtype == torch.int8  # torch has no product of such matrices to hold it against
+            if not int8:
+                peak_tflops[name] = matmul_tflops(device, dtype, options)
+            for form, (_, statement, layouts) in list(FORMS.items())[-1 if int8 else 0 :]:
                 for layout, batch in itertools.product(layouts, options.batches):
                     images = torch.randn(batch, 1, options.size, options.size, device=device)
                     names = {
                         "net": network(state, form, device, dtype, FORMATS[layout]),
-                        "images": images.to(dtype, memory_format=FORMATS[layout]),
+                        "images": images.to(torch.float32 if int8 else dtype, memory_format=FORMATS[layout]),
                     }
                     slices_per_s = batch / seconds(statement, names, options.threads, options.min_time_s)
+                    share = None if int8 else slices_per_s * gflop / 1e3 / peak_tflops[name]
                     measurements.append(
                         {"dtype": name, "form": form, "format": layout, "batch": batch}
-                        | {"slices_per_s": slices_per_s, "peak_share": slices_per_s * gflop / 1e3 / peak_tflops[name]}
+                        | {"slices_per_s": slices_per_s, "peak_share": share}
                     )
                     print(f"{name:9} {form:17} {layout} x{batch}: {slices_per_s:8.2f} slices/s", flush=True)
     result = {

@@ -83,7 +83,7 @@ def test_a_run(folders, run_app):
     (folder,) = (outputs / "logs").iterdir()
     assert sorted(path.name for path in folder.iterdir()) == ["monitor.csv", "run.json", "volumes.csv"]
     start, *cases, end = messages(outcome.stderr)
-    assert re.fullmatch(r"on .+, (bfloat16|float32), threads: \d+, weights [0-9a-f]{12}", start)
+    assert re.fullmatch(r"on .+, (bfloat16|int8|float32), threads: \d+, weights [0-9a-f]{12}", start)
     assert [re.sub(r"[\d.]+ s$", "T s", line) for line in cases] == [f"{name}: 3 slices in T s" for name in "abc"]
     assert re.fullmatch(rf"3 done, 0 failed, 0 skipped in [\d.]+ s; masks in {outputs}, log in {folder}", end)
 
@@ -314,7 +314,7 @@ def test_a_card_that_cannot_be_used(folders, run_app, monkeypatch, asked, proble
         assert (outcome.status, message, masks(outputs)) == (2, f"--device cuda: {problem}", [])
     else:
         assert (outcome.status, message) == (0, f"THE GPU IS NOT USED: {problem}. Going on, slower, on the CPU.")
-        assert record["cases"][0]["device"] == "cpu" and record["dtype"] in ("bfloat16", "float32")
+        assert record["cases"][0]["device"] == "cpu" and record["dtype"] in ("bfloat16", "int8", "float32")
 
 
 def test_threads_of_the_user_are_not_exceeded(folders, run_app):

@@ -84,19 +84,24 @@ def test_a_card_that_does_not_work(machine, caplog, card, cuda_version, error, c
 
 
 @pytest.mark.parametrize(
-    ("avx512_bf16", "amx", "dtype"),
+    ("avx512_bf16", "amx", "capability", "dtype"),
     [
-        (False, False, torch.float32),
-        (True, False, torch.bfloat16),
-        (False, True, torch.bfloat16),
-        (True, True, torch.bfloat16),
+        (False, False, "DEFAULT", torch.float32),  # an ARM processor, an old one
+        (False, False, "AVX2", torch.int8),
+        (False, False, "AVX512", torch.int8),
+        (True, False, "AVX512", torch.bfloat16),
+        (False, True, "AVX512", torch.bfloat16),
+        (True, True, "AVX512", torch.bfloat16),
     ],
 )
-def test_bfloat16_only_on_a_cpu_that_has_it(monkeypatch, avx512_bf16, amx, dtype):
+def test_a_cpu_computes_in_what_it_is_fast_in(monkeypatch, avx512_bf16, amx, capability, dtype):
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512_bf16)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
     assert compute_dtype(CPU) == dtype
     assert compute_dtype(CUDA) == torch.float16
+    monkeypatch.setattr(torch.ops, "onednn", object())  # a torch that does not show it
+    assert compute_dtype(CPU) == (torch.float32 if dtype == torch.int8 else dtype)
 
 
 # Memory

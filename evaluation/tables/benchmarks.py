@@ -91,7 +91,7 @@ def network(result: dict) -> str:
     batches = sorted({m["batch"] for m in measurements})
     rows = []
     for (dtype, form, layout), group in itertools.groupby(measurements, lambda m: (m["dtype"], m["form"], m["format"])):
-        by_batch = {m["batch"]: f"{_number(m['slices_per_s'])} ({100 * m['peak_share']:.0f} %)" for m in group}
+        by_batch = {m["batch"]: _number(m["slices_per_s"]) + _in_brackets(m["peak_share"]) for m in group}
         cells = [by_batch.get(batch, "") for batch in batches]
         rows.append([f"{dtype}, {form}, {layout}", *cells])
     peaks = ", ".join(f"{_number(tflops)} in {dtype}" for dtype, tflops in result["matmul_tflops"].items())
@@ -163,6 +163,10 @@ def look(result: dict) -> str:
 def _number(value: float) -> str:
     """Three digits, or as many as it has before the point."""
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def _in_brackets(share: float | None) -> str:
+    return "" if share is None else f" ({100 * share:.0f} %)"
 
 
 def _range(values: Sequence[float], unit: str) -> str:
