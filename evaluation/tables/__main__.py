@@ -23,6 +23,7 @@ TABLES: dict[str, Callable[[dict], str]] = {
     "table3_miniature": accuracy.table3_miniature,
     "reliability": reliability.reliability,
     "benchmark_memory_cuda": benchmarks.memory,
+    "benchmark_peers": benchmarks.peers,
     **{
         f"benchmark_{name.format(device)}": table
         for device in ("", "_cuda")
