@@ -23,7 +23,6 @@ from nibabel.filebasedimages import ImageFileError
 
 from app import __version__
 from app.labels import ORGANS
-from app.weights import WeightsError, load_weights
 from benchmarks import machine
 from benchmarks.process import ROOT, CommandFailed, Cost, measured, run_app
 from benchmarks.scan import EXAMPLE
@@ -190,7 +189,7 @@ def measure(
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Returns the exit status: 0, 1 if a program failed, 2 if the scan or the weights cannot be used."""
+    """Returns the exit status: 0, 1 if a program failed, 2 if the scan cannot be used."""
     parser = machine.parser("peers", __doc__, devices=("cpu",))
     add = parser.add_argument
     add("--peers", nargs="+", choices=PEERS, default=DEFAULT, metavar="NAME",
@@ -206,15 +205,8 @@ def main(arguments: list[str] | None = None) -> int:
     except (OSError, EOFError, ValueError, ImageFileError) as error:
         say(f"error: {options.scan}: {error}", sys.stderr)
         return 2
-    try:
-        frame_px = load_weights(options.weights).frame_px
-    except WeightsError as error:
-        say(f"error: {error}", sys.stderr)
-        return 2
-    ours = {
-        "title": "ours", "packages": {"ours": __version__}, "classes": len(ORGANS), "networks": 1, "spacing_mm": None,
-        "patch_vox": [frame_px] * 2,
-    }  # fmt: skip
+    ours = {"title": "ours", "packages": {"ours": __version__}, "classes": len(ORGANS), "networks": 1}
+    ours |= {"spacing_mm": None, "patch_vox": None}
     with tempfile.TemporaryDirectory(prefix="peers-") as scratch:
         programs, missing, failed = measure(ours, options.peers, options, Path(scratch))
     for name, why in failed.items():

@@ -122,7 +122,7 @@ def test_peers_and_ours_in_turns_and_their_table(python, scan, weights_path, tmp
     (tmp_path / "benchmark_peers.json").write_text(json.dumps({**result, "machine_cpus": 64}))
     text = make("benchmark_peers", tmp_path)
     table = cells(text)
-    assert table["ours"] == ["13", "64x64", "the scan's", "2", "4", "500", ""]
+    assert table["ours"] == ["13", "the body in a slice", "the scan's", "2", "4", "500", ""]
     assert table["The works"] == ["7", "2 networks, 64x48x32", "1x2x3 mm", "25", "50", "500", "**12.5**"]
     for words in ("random weights", "ours ran in ", "1 missing: absent", "64x64x3 voxels of 0.75x0.75x5 mm",
                   "Stand-in 1.2", "each of the machine's 64", "Median of 2"):  # fmt: skip
@@ -161,9 +161,9 @@ def test_damaged_voxels_or_weights_end_it(python, tmp_path, capsys, weights_path
     ct.write_bytes(ct.read_bytes()[:-9])
     options = ["--python", str(python), "--peers", "works", "-o", str(tmp_path / "result.json"), "--threads", "1"]
     assert peers.main(["--scan", str(ct), "--weights", str(weights_path), *options]) == 1
-    assert peers.main(["--scan", str(ct), "--weights", str(ct), *options]) == 2
+    assert peers.main(["--scan", str(ct), "--weights", str(ct), *options]) == 1
     of_scan, of_weights = capsys.readouterr().err.splitlines()
-    assert of_scan.startswith("error: ours: ") and str(ct) in of_weights
+    assert of_scan.startswith("error: ours: ") and of_weights.startswith("error: ours: ")
     assert not (tmp_path / "result.json").exists()
 
 

@@ -146,19 +146,11 @@ def peers(result: dict) -> str:
     rows = []
     for name, program in programs.items():
         networks = f"{program['networks']} networks, " if program["networks"] > 1 else ""
+        patch = f"{networks}{_by(program['patch_vox'])}" if program["patch_vox"] else "the body in a slice"
         spacing_mm = f"{_by(program['spacing_mm'])} mm" if program["spacing_mm"] else "the scan's"
         times = "" if name == "ours" else f"**{_number(costs[name]['wall_s'] / costs['ours']['wall_s'])}**"
         numbers = [_number(costs[name][key]) for key in PEER_COSTS]
-        rows.append(
-            [
-                program["title"],
-                program["classes"],
-                f"{networks}{_by(program['patch_vox'])}",
-                spacing_mm,
-                *numbers,
-                times,
-            ]
-        )
+        rows.append([program["title"], program["classes"], patch, spacing_mm, *numbers, times])
     heads = [_cpus(result), "organs", "patch", "spacing", *PEER_COSTS.values(), "seconds / ours"]
     packages = {name: version for program in programs.values() for name, version in program["packages"].items()}
     del packages["ours"]
