@@ -25,6 +25,7 @@ TABLES: dict[str, Callable[[dict], str]] = {
     "reliability": reliability.reliability,
     "benchmark_memory_cuda": benchmarks.memory,
     "benchmark_look": benchmarks.look,
+    "benchmark_peers": benchmarks.peers,
     **{
         f"benchmark_{name.format(device)}": table
         for device in ("", "_cuda")

@@ -1,4 +1,4 @@
-"""Tables of time and memory: our program and the naive one, the network, whole processes by size of the scan.
+"""Tables of time and memory: our program, the naive one and others', the network, whole processes by size of the scan.
 
 results/benchmark_NAME.json       benchmarks.NAME; on a GPU benchmark_NAME_cuda.json
 """
@@ -9,6 +9,8 @@ from collections.abc import Sequence
 
 from evaluation import paper
 from evaluation.tables.markdown import machine, markdown
+
+PEER_COSTS = {"wall_s": "seconds", "cpu_s": "CPU seconds", "peak_rss_mib": "peak RSS, MiB"}
 
 
 def cold_case(result: dict) -> str:
@@ -160,6 +162,36 @@ def look(result: dict) -> str:
     )
 
 
+def peers(result: dict) -> str:
+    """Our program and what a user would run instead, on one scan; costs are medians."""
+    programs = result["programs"]
+    costs = {
+        name: {key: statistics.median(run[key] for run in program["runs"]) for key in PEER_COSTS}
+        for name, program in programs.items()
+    }
+    rows = []
+    for name, program in programs.items():
+        networks = f"{program['networks']} networks, " if program["networks"] > 1 else ""
+        patch = f"{networks}{_by(program['patch_vox'])}" if program["patch_vox"] else "the body in a slice"
+        spacing_mm = f"{_by(program['spacing_mm'])} mm" if program["spacing_mm"] else "the scan's"
+        times = "" if name == "ours" else f"**{_number(costs[name]['wall_s'] / costs['ours']['wall_s'])}**"
+        numbers = [_number(costs[name][key]) for key in PEER_COSTS]
+        rows.append([program["title"], program["classes"], patch, spacing_mm, *numbers, times])
+    heads = [_cpus(result), "organs", "patch", "spacing", *PEER_COSTS.values(), "seconds / ours"]
+    packages = {name: version for program in programs.values() for name, version in program["packages"].items()}
+    del packages["ours"]
+    notes = [
+        f"{result['scan']}: {_size(result)} voxels of {_by(result['spacing_zyx_mm'])} mm. Median of "
+        f"{len(programs['ours']['runs'])} cold processes each, in turns.",
+        f"The others have random weights and run in float32; ours ran in {programs['ours']['dtype']}.",
+        *[f"{len(result[key])} {key}: {', '.join(result[key])}." for key in ("missing", "failed") if result[key]],
+    ]
+    if result["machine_cpus"] > result["threads"]:
+        notes.append(f"TotalSegmentator and nnU-Net start a thread for each of the machine's {result['machine_cpus']}.")
+    versions = ", ".join(f"{name} {version}" for name, version in packages.items())
+    return f"{markdown(heads, rows)}\n{' '.join(notes)} {versions}. {_measured_on(result, 'peers')}\n"
+
+
 def _number(value: float) -> str:
     """Three digits, or as many as it has before the point."""
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
@@ -184,6 +216,10 @@ def _size(result: dict) -> str:
     depth, height, width = result["shape_zyx"]
     thickness = f" of {result['slice_mm']:g} mm" if "slice_mm" in result else ""
     return f"{width}x{height}x{depth}{thickness}"
+
+
+def _by(sizes_zyx: Sequence[float]) -> str:
+    return "x".join(f"{size:g}" for size in reversed(sizes_zyx))
 
 
 def _cpus(result: dict) -> str:
