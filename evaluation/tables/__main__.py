@@ -28,7 +28,7 @@ TABLES: dict[str, Callable[[dict], str]] = {
     "benchmark_peers": benchmarks.peers,
     **{
         f"benchmark_{name.format(device)}": table
-        for device in ("", "_cuda")
+        for device in ("", "_amx", "_cuda")
         for name, table in (
             ("cold_case{}", benchmarks.cold_case),
             ("cold_case{}.stages", benchmarks.cold_case_stages),
