@@ -148,7 +148,7 @@ def test_cold_case(cold_result):
         assert sum(stages.values()) - stages["read"] < run["wall_s"]
         assert run["organizers"]["seconds"] == run["wall_s"]
     assert result["naive_over_ours"]["wall_s"]["median"] == pytest.approx(naive["wall_s"] / ours["wall_s"])
-    assert 0 <= result["differing_share"]["naive"] < 0.05  # random weights: many a pixel is undecided
+    assert 0 <= result["differing_share"]["naive"] < 0.15  # random weights: many a pixel is undecided
     assert 0 <= result["differing_share"]["ours_float32"] < 0.15  # in int8: batch norm knows nothing of random weights
     assert result["shape_zyx"] == [5, 64, 64] and result["threads"] == 1
     profile = result["profile"]
