@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from app.look import slabs_per_look
-from app.postprocess import MIN_REGION_PX, remove_small_components
+from app.postprocess import MIN_REGION_PX, remove_small_components, remove_traces
 from app.preprocess import clipped_statistics
 from app.resample import nearest_spacing, resample_in_plane, resampled_shape
 from app.slabs import slices_per_slab
@@ -71,6 +71,7 @@ def segment_volume(
         labels = segment(network_hu, statistics_hu, slices_per_slab=slices, slabs_per_look=slabs)
     with stage("postprocess"):
         remove_small_components(labels, min_region_px)
+        remove_traces(labels, spacing_mm[0] * network_spacing_mm[0] * network_spacing_mm[1] / 1000)
         if network_shape != hu.shape:
             labels = resample_in_plane(labels, hu.shape, order=0)
     return Segmentation(labels, statistics_hu, network_spacing_mm, slices, slabs)

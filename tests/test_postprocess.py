@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from scipy import ndimage
 
-from app.postprocess import labels_from_logits, remove_minor_pieces, remove_small_components, remove_small_regions
+from app.postprocess import labels_from_logits, remove_minor_pieces, remove_small_components, remove_small_regions, remove_traces
 
 
 def flood_filled(labels, min_region_px):
@@ -130,6 +130,26 @@ def test_both_filters_one_after_the_other():
     expected[:, 4:20, 4:20] = 6
     remove_small_components(labels)
     assert np.array_equal(labels, expected)
+
+
+@pytest.mark.parametrize(
+    ("voxels", "voxel_ml", "stay"),
+    [
+        (0, 1.0, False),
+        (49, 1.0, False),
+        (50, 1.0, True),
+        (99, 0.5, False),
+        (100, 0.5, True),
+        (159, 0.001, False),  # a small cut-out: of its 16,000 voxels a hundredth will do
+        (160, 0.001, True),
+    ],
+)
+def test_less_than_any_abdomen_holds_goes(voxels, voxel_ml, stay):
+    labels = np.zeros((20, 20, 40), np.uint8)
+    labels.ravel()[:voxels] = 1 + np.arange(voxels) % 13  # of all organs together
+    before = labels.copy()
+    remove_traces(labels, voxel_ml)
+    assert np.array_equal(labels, before if stay else 0 * before)
 
 
 def logits_of(**values):
