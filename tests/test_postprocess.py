@@ -11,7 +11,13 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from scipy import ndimage
 
-from app.postprocess import labels_from_logits, remove_minor_pieces, remove_small_components, remove_small_regions, remove_traces
+from app.postprocess import (
+    labels_from_logits,
+    remove_minor_pieces,
+    remove_small_components,
+    remove_small_regions,
+    remove_traces,
+)
 
 
 def flood_filled(labels, min_region_px):
