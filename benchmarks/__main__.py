@@ -18,7 +18,7 @@ SHORT = {
     "cold_case": ("--runs", "2"),
     "network": ("--batches", "1", "8", "--min-time-s", "0.2"),
     "gpu_tests": (),
-    "scaling": ("--slices", "75", "300", "1200", "--sizes", "512", "--slice-mm"),
+    "scaling": ("--slices", "75", "300", "480", "--sizes", "512", "--slice-mm"),
 }
 SMALL_ON_CPU = {  # the rehearsal of a visit to a GPU: what runs, not how fast
     "cold_case": ("--runs", "1", "--slices", "4", "--size", "128"),

@@ -54,8 +54,8 @@ def line(points: list[dict]) -> dict:
 def main(arguments: list[str] | None = None) -> None:
     parser = machine.parser("scaling", __doc__)
     add = parser.add_argument
-    add("--slices", type=machine.count, nargs="+", default=[30, 75, 150, 300, 600, 1200], metavar="N",
-        help="of scans of the first size (default: 30 75 150 300 600 1200)")  # fmt: skip
+    add("--slices", type=machine.count, nargs="+", default=[30, 75, 150, 300, 480], metavar="N",
+        help="of scans of the first size (default: 30 75 150 300 480: 2.4 m, which is what a person may have)")  # fmt: skip
     add(
         "--sizes",
         type=machine.count,
