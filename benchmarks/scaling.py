@@ -55,7 +55,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = machine.parser("scaling", __doc__)
     add = parser.add_argument
     add("--slices", type=machine.count, nargs="+", default=[30, 75, 150, 300, 480], metavar="N",
-        help="of scans of the first size (default: 30 75 150 300 480: 2.4 m, which is what a person may have)")  # fmt: skip
+        help="of scans of the first size (default: 30 75 150 300 480, which are 2.4 m)")  # fmt: skip
     add(
         "--sizes",
         type=machine.count,
