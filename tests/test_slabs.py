@@ -206,3 +206,12 @@ def test_given_statistics_and_smallest_region_are_used():
     remove_small_components(expected, 200)
     assert segmentation.statistics_hu == STATISTICS
     assert np.array_equal(segmentation.labels, expected)
+
+
+@pytest.mark.parametrize(("side_px", "stays"), [(70, False), (71, True)])  # 49 and 50.4 ml of voxels of 0.005 ml
+def test_traces_are_counted_in_ml_of_the_voxels_that_the_network_saw(side_px, stays):
+    labels = np.zeros((20, 300, 300), np.uint8)
+    labels[9:11, 100 : 100 + side_px, 100 : 100 + side_px] = 3
+    segment_slices = lambda *_, **__: labels.copy()  # noqa: E731 - stands in for the network
+    found = segment_volume(segment_slices, smooth_hu((20, 300, 300)), (5.0, 1.0, 1.0), (0.5, 1.0), 3.0).labels
+    assert np.array_equal(found, labels if stays else 0 * labels)
