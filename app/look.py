@@ -26,6 +26,11 @@ def slabs_per_look(slab_mm: float, look_mm: float = LOOK_MM) -> int:
     return max(1, int(look_mm / slab_mm))
 
 
+def is_of_use(slabs: int, step: int) -> bool:
+    """Whether looks so far apart can leave a slab out."""
+    return 1 < step < slabs
+
+
 def looked_at(slabs: int, step: int) -> list[int]:
     """The slabs that are looked at: every so many, and the last."""
     return [*range(0, slabs - 1, step), slabs - 1]

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from app.look import Look, looked_at, stretches_with_organs
+from app.look import Look, is_of_use, looked_at, stretches_with_organs
 from app.network import OUTPUT_STRIDE, DeepLabV3Plus
 from app.postprocess import labels_from_logits
 from app.preprocess import WINDOW_HU, normalise
@@ -57,7 +57,7 @@ class SlabLogits:
             RuntimeError: The device failed, or float16 was too small for the logits.
         """
         slabs = len(self._slabs)
-        if not 1 < slabs_per_look < slabs:
+        if not is_of_use(slabs, slabs_per_look):
             yield from ((0, logits) for _, logits in self._steps(range(slabs)))
             return
         run = end = -1

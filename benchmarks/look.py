@@ -13,7 +13,7 @@ from app.cases import Case, find_cases
 from app.ct import read_ct
 from app.errors import InputError, UsageError
 from app.inference import segment_volume
-from app.look import LOOK_MM, Look, looked_at, slabs_per_look, stretches_with_organs
+from app.look import LOOK_MM, Look, is_of_use, looked_at, slabs_per_look, stretches_with_organs
 from app.segment import Segmenter
 from app.slabs import Slabs
 from app.volume import read_volume
@@ -24,7 +24,7 @@ from benchmarks import machine
 def kept_slices(labels: np.ndarray, slices_per_slab: int, step: int) -> np.ndarray:
     """Which slices a look leaves in, bool (z,): a slab shows what the slice in its middle was given."""
     slabs = Slabs(labels, slices_per_slab)
-    if not 1 < step < len(slabs):
+    if not is_of_use(len(slabs), step):
         return np.ones(len(labels), bool)
     kept = np.zeros(len(labels), bool)
     for below, above in stretches_with_organs(_look(labels, slabs, index) for index in looked_at(len(slabs), step)):

@@ -12,18 +12,18 @@ from torch import nn
 from torch.utils.benchmark import Timer
 from torch.utils.flop_counter import FlopCounterMode
 
-from app.fuse import fold_batch_norm, fuse
+from app.fuse import fold_batch_norm
 from app.network import DeepLabV3Plus
-from app.quantise import quantise
-from app.weights import load_weights
+from app.weights import Weights, load_weights
 from benchmarks import machine
 
 MATRIX = {"cpu": 4096, "cuda": 16384}  # rows and columns: large enough that more does not help
 FORMATS = {"NCHW": torch.contiguous_format, "NHWC": torch.channels_last}
-FORMS = {  # what is done to the network (int8: the last alone), how it is called, in which memory formats
-    "as trained": (lambda net, device: net, "net(images)", ("NCHW", "NHWC")),
-    "batch norm folded": (lambda net, device: fold_batch_norm(net), "net(images)", ("NCHW", "NHWC")),
-    "as app/ runs it": (fuse, "net.quarter_logits(images)", ("NHWC",)),
+AS_APP = "as app/ runs it"  # the only form in int8
+FORMS = {  # how the network is called, in which memory formats
+    "as trained": ("net(images)", ("NCHW", "NHWC")),
+    "batch norm folded": ("net(images)", ("NCHW", "NHWC")),
+    AS_APP: ("net.quarter_logits(images)", ("NHWC",)),
 }
 
 
@@ -48,14 +48,17 @@ def matmul_tflops(device: str, dtype: torch.dtype, options: argparse.Namespace) 
     return 2e-12 * n**3 / seconds("a @ b", {"a": a, "b": b}, options.threads, options.min_time_s)
 
 
-def network(state: dict, form: str, device: str, dtype: torch.dtype, memory_format: torch.memory_format) -> nn.Module:
+def network(
+    weights: Weights, form: str, device: str, dtype: torch.dtype, memory_format: torch.memory_format
+) -> nn.Module:
     """The trained network in a form, in evaluation mode."""
-    network = DeepLabV3Plus()
-    network.load_state_dict(state)
-    if dtype == torch.int8:
-        return quantise(network.eval())
-    network = FORMS[form][0](network.eval(), torch.device(device))
-    return network.to(device, dtype, memory_format=memory_format)
+    if form == AS_APP:
+        return weights.network(torch.device(device), dtype)
+    network = DeepLabV3Plus().eval()
+    network.load_state_dict(weights.state)
+    if form == "batch norm folded":
+        fold_batch_norm(network)
+    return network.to(device, dtype, memory_format=memory_format)  # type: ignore[call-overload]  # torch's gap
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -76,21 +79,21 @@ def main(arguments: list[str] | None = None) -> None:
     # cuDNN's float32 convolutions are TF32 by default: the product they are held against has to be, too.
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32
     device, gflop = options.device, slice_gflop(options.size)
-    state = load_weights(options.weights).state
+    weights = load_weights(options.weights)
     peak_tflops, measurements = {}, []
     with torch.inference_mode():
         for dtype in machine.dtypes(device):
             name = "TF32" if dtype == torch.float32 and device == "cuda" else str(dtype).removeprefix("torch.")
-            int8 = dtype == torch.int8  # torch has no product of such matrices to hold it against
-            if not int8:
+            int8 = dtype == torch.int8
+            if not int8:  # torch has no product of such matrices to hold it against
                 peak_tflops[name] = matmul_tflops(device, dtype, options)
-            for form, (_, statement, layouts) in list(FORMS.items())[-1 if int8 else 0 :]:
+            for form in [AS_APP] if int8 else FORMS:
+                statement, layouts = FORMS[form]
                 for layout, batch in itertools.product(layouts, options.batches):
+                    net = network(weights, form, device, dtype, FORMATS[layout])
                     images = torch.randn(batch, 1, options.size, options.size, device=device)
-                    names = {
-                        "net": network(state, form, device, dtype, FORMATS[layout]),
-                        "images": images.to(torch.float32 if int8 else dtype, memory_format=FORMATS[layout]),
-                    }
+                    images = images.to(next(net.parameters()).dtype, memory_format=FORMATS[layout])
+                    names = {"net": net, "images": images}
                     slices_per_s = batch / seconds(statement, names, options.threads, options.min_time_s)
                     share = None if int8 else slices_per_s * gflop / 1e3 / peak_tflops[name]
                     measurements.append(

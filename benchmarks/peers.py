@@ -195,7 +195,7 @@ def main(arguments: list[str] | None = None) -> int:
     add("--peers", nargs="+", choices=PEERS, default=DEFAULT, metavar="NAME",
         help=f"of {', '.join(PEERS)} (default: all but nnunet_mirroring)")  # fmt: skip
     add("--scan", type=Path, default=EXAMPLE, help=".nii.gz (default: the shipped example)")
-    add("--runs", type=int, default=1, help="of each program, in turns (default: %(default)s)")
+    add("--runs", type=machine.count, default=1, help="of each program, in turns (default: %(default)s)")
     add("--python", type=Path, default=PYTHON, help="that has the peers (default: .venv-peers/bin/python)")
     options = parser.parse_args(arguments)
     try:

@@ -149,15 +149,10 @@ def look(result: dict) -> str:
         rows.append(
             [distance, f"{100 * left_out:.0f} %", f"{100 * max(shares):.0f} %", sum(s > 0 for s in shares), *lost]
         )
-    heads = [
-        "from look to look",
-        "slices left out",
-        "of one scan, at most",
-        "scans with any",
-        "voxels of the mask lost",
-    ]
+    heads = ["from look to look", "slices left out", "of one scan, at most", "scans with any",
+             "voxels of the mask lost", "annotated voxels lost"]  # fmt: skip
     return (
-        f"{markdown([*heads, 'annotated voxels lost'], rows)}\n"
+        f"{markdown(heads, rows)}\n"
         f"{len(scans)} scans, {annotated} of them with label maps. {_measured_on(result, 'look')}\n"
     )
 
