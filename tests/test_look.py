@@ -96,6 +96,18 @@ def test_slabs_at_the_ends_of_a_run_are_interpolated_inside_it_only():
     assert found[6] == whole[6] == 0 and whole[8] > 0
 
 
+@pytest.mark.parametrize("slices_per_slab", [2, 3])
+@pytest.mark.parametrize("step", [2, 3])
+def test_neighbouring_stretches_are_one_run(slices_per_slab, step):
+    """Around a look between two of them logits are interpolated as everywhere else."""
+    hu = volume(np.random.default_rng(0).integers(1, 13, 30))
+    looked, whole = (
+        segment(FlatNetwork(), hu, STATISTICS, 2, 16, slices_per_slab=slices_per_slab, slabs_per_look=k)
+        for k in (step, 1)
+    )
+    assert np.array_equal(looked, whole)
+
+
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.sampled_from([0, 0, 0, 0, 0, 5]), min_size=1, max_size=40), st.integers(1, 9))
 def test_the_benchmark_simulates_what_the_program_does(labels, step):
