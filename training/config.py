@@ -8,6 +8,8 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
+from app.labels import NUM_CLASSES
+
 
 def setting(default: Any, help: str) -> Any:
     return field(default=default, metadata={"help": help})
@@ -51,6 +53,7 @@ class Config:
 
     # Sampling and augmentation (section 2.1)
     organ_share: float = setting(0.0, "share of labelled samples drawn by organ (uniform), crop centred on it")
+    drawn_organs: str = setting("", "which organs those samples are drawn for, label values 4,7,8; empty: all")
     true_hu_share: float = setting(0.0, "share of labelled samples drawn from cases whose HU are not saturated")
     negative_share: float = setting(0.0, "share of labelled samples drawn from cases without any organ: heads, limbs")
     negative_rotation_deg: float = setting(180.0, "rotation_deg of these cases: few heads must stand for many")
@@ -92,8 +95,14 @@ class Config:
             require(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
         for name in ("empty_share", "phase_share", "warmup_share"):
             require(0 <= getattr(self, name) <= 1, f"{name} must be in 0..1, got {getattr(self, name)}")
+        organs = self.organs_to_draw()
+        require(set(organs) <= set(range(1, NUM_CLASSES)), f"drawn_organs must be in 1..13, got {self.drawn_organs}")
         shares = (self.organ_share, self.true_hu_share, self.negative_share)
         require(min(shares) >= 0 and sum(shares) <= 1, "the shares by organ, true HU and negative must add up to 0..1")
+
+    def organs_to_draw(self) -> list[int]:
+        """Label values that `organ_share` draws samples for."""
+        return [int(label) for label in filter(None, self.drawn_organs.split(","))] or list(range(1, NUM_CLASSES))
 
 
 # What may differ when a run goes on from its checkpoint. Only the first line changes what is learned: a longer or

@@ -38,7 +38,7 @@ class Sampler:
         by_organ: dict[int, np.ndarray] = {}
         if labelled:
             entries, pixels = _with_share_of_empty(entries, config)
-            by_organ = {c: np.flatnonzero(pixels[:, c] >= MIN_ORGAN_PX) for c in range(1, NUM_CLASSES)}
+            by_organ = {c: np.flatnonzero(pixels[:, c] >= MIN_ORGAN_PX) for c in config.organs_to_draw()}
         if not entries:
             raise ValueError(f"{config.store}: no {'labelled' if labelled else 'unlabelled'} slice to train on")
         self.entries = entries
