@@ -32,15 +32,16 @@ def test_a_training_step_stays_on_its_device_and_never_waits(tmp_path, cutmix):
     store = phantom_store(tmp_path, 64, [12, 24], labelled=1, unlabelled=1)
     settings = config(
         store, tmp_path, dice_weight=1.0, organ_share=0.5, zoom=1.2, warp_px=2.0, noise_hu=5.0, blur=0.3,
-        phase_share=0.5, statistics_jitter=0.1,
+        phase_share=0.5, statistics_jitter=0.1, strong_views=True,
     )  # fmt: skip
     examples = []
     for labelled in (True, False):
         batch = ResidentBatches(sampler(store, settings, labelled), store, slice(0, 4), META).batch(0)
-        examples.append(Examples(*augment(batch, settings), batch.slices.unannotated))
+        weak_images, _ = augment(batch, settings, weak=True)
+        examples.append(Examples(*augment(batch, settings), batch.slices.unannotated, weak_images))
     branches = [DeepLabV3Plus().to(META, memory_format=torch.channels_last) for _ in range(2)]
     boxes = torch.zeros(4, 4, dtype=torch.int64, device=META) if cutmix else None
-    losses = gradients(branches, *examples, boxes, 0.5, 1.0, nullcontext)
+    losses = gradients(branches, *examples, boxes, 0.5, 1.0, 0.9, nullcontext)
     assert all(loss.device == META and loss.shape == () for loss in losses)
     for branch in branches:
         assert all(parameter.grad.device == META for parameter in branch.parameters())

@@ -112,6 +112,8 @@ def test_pseudo_labels_are_the_likeliest_of_what_a_pixel_may_be():
     known = torch.tensor([[[2, UNCERTAIN, UNCERTAIN]]], dtype=torch.uint8)
     unannotated = torch.tensor([[False, False, True]])  # an uncertain pixel is background or organ 2
     assert pseudo_labels(logits, known, unannotated).tolist() == [[[2, 0, 2]]]
+    # Of background and organ 2 the likelier has 2 / 3 and 6 / 7; the first pixel's label is known, not guessed.
+    assert pseudo_labels(logits, known, unannotated, 0.7).tolist() == [[[2, UNCERTAIN, 2]]]
 
 
 class Constant(torch.nn.Module):
@@ -138,7 +140,7 @@ def test_equation_3_against_loops(cutmix):
     truth = torch.randint(0, 3, (4, 5, 6), generator=torch.Generator().manual_seed(1))
     labelled = Examples(images + 1, truth.byte(), torch.zeros(4, 3, dtype=torch.bool))
     boxes = torch.tensor([[0, 0, 3, 3], [1, 2, 4, 6], [2, 0, 5, 5], [0, 1, 2, 2]]) if cutmix else None
-    supervised, cps = gradients(branches, labelled, unlabelled, boxes, 0.5, 0.0, nullcontext)
+    supervised, cps = gradients(branches, labelled, unlabelled, boxes, 0.5, 0.0, 0.0, nullcontext)
 
     weights = [branch.weights.detach().clone().requires_grad_() for branch in branches]
     expected = torch.zeros(2, 2)  # branch; supervised, CPS

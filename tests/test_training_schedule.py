@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from training.schedule import learning_rate
+from training.schedule import learning_rate, warm_up
 
 
 def test_hand_worked():
@@ -10,6 +10,8 @@ def test_hand_worked():
     assert rates[6] == pytest.approx(0.02 * 0.5**0.9)  # halfway from there
     assert rates[10] == rates[11] == 0
     assert learning_rate(0.5, 1.0, 0.02) == pytest.approx(0.01)  # all warm-up
+    assert [warm_up(done, 0.4) for done in (0, 0.1, 0.4, 0.9)] == pytest.approx([0, 0.25, 1, 1])
+    assert warm_up(0, 0) == 1  # none
 
 
 def test_against_torch_polynomial_decay():

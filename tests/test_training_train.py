@@ -105,17 +105,28 @@ def test_two_processes_equal_one_with_the_same_batch(store, tmp_path):
                 assert (first - second).norm() <= 1e-3 * first.norm(), name
 
 
-def test_one_step_is_equations_1_to_3_written_out(store, tmp_path):
+SUCCESSORS = dict(strong_views=True, noise_hu=60.0, min_confidence=0.4)
+
+
+@pytest.mark.parametrize("successors", [{}, SUCCESSORS], ids=["CPS", "strong views, confident pseudo-labels"])
+def test_one_step_is_equations_1_to_3_written_out(store, tmp_path, successors):
     # No rotation: the corners that it brings into view are known to be background, without any pseudo-label.
-    settings = config(store, tmp_path, dice_weight=0.4, lambda_=0.7, weight_decay=1e-2, lr=0.1, rotation_deg=0.0)
+    settings = config(
+        store, tmp_path, dice_weight=0.4, lambda_=1.4, lambda_warmup_share=0.5, weight_decay=1e-2, lr=0.1,
+        poly_power=0.0, rotation_deg=0.0, **successors,
+    )  # fmt: skip
     run = frozen(Run(settings))
     copies = [copy.deepcopy(branch).double() for branch in run.branches]
     labelled, unlabelled = next(run.batches())
-    run.train_step(labelled, unlabelled, done=0.0)
+    run.train_step(labelled, unlabelled, done=0.25)  # lambda is at half
 
     images, labels = augment(labelled, settings)
     unmixed, _ = augment(unlabelled, settings)
-    images, unmixed = images.double(), unmixed.double()
+    jitter, noise = unlabelled.draws.intensity, unlabelled.draws.noise
+    jitter = jitter._replace(slice_scale=torch.ones(4), slice_offset_hu=torch.zeros(4))
+    draws = unlabelled.draws._replace(intensity=jitter, noise=noise._replace(sd_hu=torch.zeros(4)))
+    weak, _ = augment(unlabelled._replace(draws=draws), settings)
+    images, unmixed, weak = images.double(), unmixed.double(), weak.double()
     supervised = 0.0
     for branch in copies:
         logits = branch(images)
@@ -126,14 +137,18 @@ def test_one_step_is_equations_1_to_3_written_out(store, tmp_path):
                 terms.append(1 - 2 * p[:, c][truth].sum() / (p[:, c].sum() + truth.sum()))
         # Every organ is annotated.
         supervised += F.cross_entropy(logits, labels.long()) + 0.4 * torch.stack(terms).mean()
-    pseudo = [branch(unmixed).argmax(1) for branch in copies]
+    p, pseudo = zip(*(branch(weak if successors else unmixed).softmax(1).max(1) for branch in copies), strict=True)
+    ignored = [confidence < settings.min_confidence for confidence in p]
+    assert all(pixels.any() and not pixels.all() for pixels in ignored) == bool(successors)
+    pseudo = [labels.masked_fill(pixels, -100) for labels, pixels in zip(pseudo, ignored, strict=True)]
     mask = inside(random_boxes(np.random.default_rng([0, 2, 0]), 4, 32, 32), 32, 32)
     mixed, mixed_pseudo = unmixed.clone(), [y.clone() for y in pseudo]
     for n in range(4):
         mixed[n, 0][mask[n]] = unmixed[n ^ 1, 0][mask[n]]
         for k in range(2):
             mixed_pseudo[k][n][mask[n]] = pseudo[k][n ^ 1][mask[n]]
-    cps = F.cross_entropy(copies[0](mixed), mixed_pseudo[1]) + F.cross_entropy(copies[1](mixed), mixed_pseudo[0])
+    pixel_losses = [F.cross_entropy(copies[k](mixed), mixed_pseudo[1 - k], reduction="none") for k in range(2)]
+    cps = sum(losses.mean() for losses in pixel_losses)  # -100 is ignored: a loss of 0
     (supervised + 0.7 * cps).backward()
     for branch, expected in zip(run.branches, copies, strict=True):
         for (name, after), before in zip(branch.named_parameters(), expected.parameters(), strict=True):

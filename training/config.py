@@ -33,6 +33,11 @@ class Config:
     # Method (sections 2.2 and 3.2, table 2)
     branches: int = setting(2, "2 is cross pseudo supervision; 1 (with --lambda 0) trains one network at half the cost")
     lambda_: float = setting(0.5, "weight of the CPS loss (eq. 3); 0 takes no unlabelled slices: the paper's 'w/o un'")
+    lambda_warmup_share: float = setting(
+        0.0, "of the run, lambda linear from 0: branches from Kaiming know nothing yet"
+    )
+    min_confidence: float = setting(0.0, "pseudo-labels of a lower probability teach nothing (FixMatch); 0: all teach")
+    strong_views: bool = setting(False, "pseudo-labels from slices without jitter, noise and blur (FixMatch, UniMatch)")
     dice_weight: float = setting(0.0, "weight of a soft Dice term beside eq. 1; 0 is the paper's loss")
     cutmix: bool = setting(True, "CutMix on unlabelled slices, as in the CPS authors' paper (Chen et al., 2021)")
     without_labels: str = setting("", "patients whose labels are not used, A,B,C: unlabelled ones with known truth")
@@ -93,7 +98,7 @@ class Config:
         require(paired, "unlabelled_per_batch must be even: CutMix mixes pairs")
         for name in ("zoom", "negative_zoom"):
             require(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("empty_share", "phase_share", "warmup_share"):
+        for name in ("empty_share", "phase_share", "warmup_share", "lambda_warmup_share", "min_confidence"):
             require(0 <= getattr(self, name) <= 1, f"{name} must be in 0..1, got {getattr(self, name)}")
         organs = self.organs_to_draw()
         require(set(organs) <= set(range(1, NUM_CLASSES)), f"drawn_organs must be in 1..13, got {self.drawn_organs}")

@@ -64,17 +64,19 @@ def soft_dice_loss(logits: Tensor, target: Tensor, unannotated: Tensor) -> Tenso
     return torch.where(present, 1 - dice, 0).sum() / present.sum().clamp(min=1)
 
 
-def pseudo_labels(logits: Tensor, known: Tensor, unannotated: Tensor) -> Tensor:
+def pseudo_labels(logits: Tensor, known: Tensor, unannotated: Tensor, min_confidence: float = 0.0) -> Tensor:
     """Hard pseudo-labels Y of a branch (section 2.2): the likeliest of what each pixel may be.
 
     Args:
         logits: (N, C, H, W).
         known: (N, H, W) uint8; where it is not UNCERTAIN, it is the label.
         unannotated: (N, C) bool, what an uncertain pixel may be besides background.
+        min_confidence: A pixel whose likeliest class is less probable stays UNCERTAIN (Sohn et al., 2020: FixMatch).
 
     Returns:
         (N, H, W) int64, without gradient; plainly argmax where nothing is known and everything unannotated.
     """
     impossible = ~_possible(unannotated)[:, :, None, None]
-    likeliest = logits.detach().masked_fill(impossible, -torch.inf).argmax(dim=1)
+    p, likeliest = logits.detach().float().masked_fill(impossible, -torch.inf).softmax(dim=1).max(dim=1)
+    likeliest = torch.where(p < min_confidence, UNCERTAIN, likeliest)
     return torch.where(known == UNCERTAIN, likeliest, known.long())

@@ -22,11 +22,13 @@ class Examples(NamedTuple):
         images: float32 (N, 1, H, W), z-scored.
         labels: uint8 (N, H, W), 0..13 or UNCERTAIN; UNCERTAIN in unlabelled slices, but 0 in the air beyond them.
         unannotated: bool (N, 14), organs that a slice's case does not annotate.
+        weak_images: As images: what the pseudo-labels are made from, where that is not the images.
     """
 
     images: Tensor
     labels: Tensor
     unannotated: Tensor
+    weak_images: Tensor | None = None
 
 
 def supervised_loss(branch: nn.Module, labelled: Examples, dice_weight: float) -> Tensor:
@@ -39,21 +41,22 @@ def supervised_loss(branch: nn.Module, labelled: Examples, dice_weight: float) -
 
 
 def cps_loss(branch: nn.Module, images: Tensor, labels_of_other: Tensor) -> Tensor:
-    """Eq. 2 for one branch: cross-entropy with the other branch's pseudo-labels, int64 (N, H, W)."""
+    """Eq. 2 for one branch: cross-entropy with the other branch's pseudo-labels, int64 (N, H, W); 0 where UNCERTAIN."""
     logits = branch(images).float()
-    everything_known = torch.zeros(logits.shape[:2], dtype=torch.bool, device=logits.device)
-    return marginal_cross_entropy(logits, labels_of_other, everything_known).mean()
+    anything = torch.ones(logits.shape[:2], dtype=torch.bool, device=logits.device)
+    return marginal_cross_entropy(logits, labels_of_other, anything).mean()
 
 
 @torch.no_grad()
-def pseudo_labels_of(branch: nn.Module, unlabelled: Examples) -> Tensor:
+def pseudo_labels_of(branch: nn.Module, unlabelled: Examples, min_confidence: float) -> Tensor:
     """A branch's pseudo-labels, in evaluation mode: what inference would say but for its bias.
 
     The CPS authors make them in training mode, where dropout and the other slices of the batch have a say, and where
     these passes also go into batch norm's running statistics, a second time a step.
     """
     branch.eval()
-    labels = pseudo_labels(branch(unlabelled.images), unlabelled.labels, unlabelled.unannotated)
+    images = unlabelled.images if unlabelled.weak_images is None else unlabelled.weak_images
+    labels = pseudo_labels(branch(images), unlabelled.labels, unlabelled.unannotated, min_confidence)
     branch.train()
     return labels
 
@@ -65,6 +68,7 @@ def gradients(
     boxes: Tensor | None,
     lambda_: float,
     dice_weight: float,
+    min_confidence: float,
     precision: Callable[[], AbstractContextManager],
 ) -> tuple[Tensor, Tensor]:
     """Add eq. 3's gradients to the branches' parameters, one branch after the other: half the memory of both at once.
@@ -77,6 +81,7 @@ def gradients(
             the unmixed slices, and the networks learn on mixed ones.
         lambda_: Weight of eq. 2.
         dice_weight: Of the soft Dice term.
+        min_confidence: Of `pseudo_labels`.
         precision: Makes the context that the networks run in.
 
     Returns:
@@ -85,7 +90,7 @@ def gradients(
     losses = []
     if unlabelled is not None:
         with precision():
-            pseudo = [pseudo_labels_of(branch, unlabelled) for branch in branches]
+            pseudo = [pseudo_labels_of(branch, unlabelled, min_confidence) for branch in branches]
         images = unlabelled.images
         if boxes is not None:
             mask = inside(boxes, *images.shape[-2:])

@@ -34,18 +34,11 @@ SOURCES = {
     "FLARE22": ("FLARE22 challenge", "the challenge's terms"),
 }
 STAGE_SETTINGS = (
-    *("branches", "lambda_", "dice_weight", "crop_size", "crop_px", "labelled_per_batch", "unlabelled_per_batch"),
+    *("branches", "lambda_", "lambda_warmup_share", "min_confidence", "strong_views"),
+    *("dice_weight", "crop_size", "crop_px", "labelled_per_batch", "unlabelled_per_batch"),
     *("optimiser", "lr", "momentum", "weight_decay", "epochs", "train_s", "warmup_epochs", "warmup_share"),
-    *(
-        "organ_share",
-        "drawn_organs",
-        "true_hu_share",
-        "negative_share",
-        "rotation_deg",
-        "zoom",
-        "warp_px",
-        "phase_share",
-    ),
+    *("organ_share", "drawn_organs", "true_hu_share", "negative_share"),
+    *("rotation_deg", "zoom", "warp_px", "phase_share"),
     *("noise_hu", "blur", "statistics_jitter", "seed"),
 )
 

@@ -1,4 +1,9 @@
-"""Warm-up, then poly (paper table 2: WarmUpPoly)."""
+"""What changes over a run. Learning rate: warm-up, then poly (paper table 2: WarmUpPoly); weight of CPS: warm-up."""
+
+
+def warm_up(done: float, share: float) -> float:
+    """0 to 1, linear over the first `share` of a run of which `done` is done; 1 if the share is 0."""
+    return min(done / share, 1.0) if share else 1.0
 
 
 def learning_rate(done: float, warmup: float, peak: float, power: float = 0.9) -> float:
@@ -11,7 +16,7 @@ def learning_rate(done: float, warmup: float, peak: float, power: float = 0.9) -
         power: Of the poly decay.
     """
     if done < warmup:
-        return peak * done / warmup
+        return peak * warm_up(done, warmup)
     if done >= 1:
         return 0.0
     return peak * (1 - (done - warmup) / (1 - warmup)) ** power

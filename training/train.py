@@ -32,7 +32,7 @@ from training.method import Examples, gradients
 from training.precision import mixed_precision
 from training.resident import ResidentBatches
 from training.sampling import Sampler
-from training.schedule import learning_rate
+from training.schedule import learning_rate, warm_up
 from training.split import describe, split
 from training.store import read_cases
 from training.validate import validate
@@ -159,10 +159,11 @@ class Run:
         supervised, cps = gradients(
             self.forward,
             self.examples(labelled),
-            None if unlabelled is None else self.examples(unlabelled),
+            None if unlabelled is None else self.examples(unlabelled, config.strong_views),
             self._boxes(),
-            config.lambda_,
+            config.lambda_ * warm_up(done, config.lambda_warmup_share),
             config.dice_weight,
+            config.min_confidence,
             partial(mixed_precision, self.device, config.bf16),
         )
         lr = learning_rate(done, config.warmup_share, config.lr, config.poly_power)
@@ -174,9 +175,10 @@ class Run:
         self.step += 1
         return {"loss/supervised": supervised, "loss/cps": cps, "lr": torch.tensor(lr)}
 
-    def examples(self, batch: Batch) -> Examples:
-        """A batch as the networks take it, augmented."""
-        return Examples(*augment(batch, self.config), batch.slices.unannotated)
+    def examples(self, batch: Batch, strong_views: bool = False) -> Examples:
+        """A batch as the networks take it, augmented; for strong views with the weak ones beside them."""
+        weak_images = augment(batch, self.config, weak=True)[0] if strong_views else None
+        return Examples(*augment(batch, self.config), batch.slices.unannotated, weak_images)
 
     def _boxes(self) -> Tensor | None:
         """This process's part of the step's CutMix boxes, which are drawn for the whole batch."""

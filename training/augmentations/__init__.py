@@ -47,12 +47,13 @@ def draw(slices: Slices, config: Config, labelled: bool, step: int) -> Draws:
     return Draws(*drawn)
 
 
-def augment(batch: Batch, config: Config) -> tuple[Tensor, Tensor]:
+def augment(batch: Batch, config: Config, weak: bool = False) -> tuple[Tensor, Tensor]:
     """Images and labels as the network takes them, on the batch's device. No step waits for the device.
 
     Args:
         batch: Its tensors on one device.
         config: Settings; an augmentation whose size is 0 is left out.
+        weak: The same view of the slices without contrast phase, jitter, noise and blur.
 
     Returns:
         images float32 (N, 1, crop, crop), z-scored; labels uint8 (N, crop, crop), 0..13 or UNCERTAIN. What lies
@@ -61,15 +62,20 @@ def augment(batch: Batch, config: Config) -> tuple[Tensor, Tensor]:
     draws = batch.draws
     organ = torch.where(batch.labels == UNCERTAIN, 0, batch.labels).long()
     hu = saturation.apply(batch.hu.float(), draws.saturation)
-    if config.phase_share:
-        hu = contrast_phase.apply(hu, organ, draws.contrast_phase)
-    hu = intensity.apply(hu, organ, draws.intensity)
-    if config.noise_hu:
-        hu = noise.apply(hu, draws.noise)
-    if config.blur:
-        hu = blur.apply(hu, draws.blur)
+    if not weak:
+        hu = _strengthened(hu, organ, draws, config)
     grid = view.grid(batch.labels, draws.view, config)
     images = view.sample(hu.clamp(*WINDOW_HU), grid, WINDOW_HU[0], "bilinear")
     labels = view.sample(batch.labels.float(), grid, 0, "nearest")[:, 0].byte()
     mean_hu, std_hu = (value[:, None, None, None] for value in draws.statistics)
     return normalise(images, mean_hu, std_hu), labels
+
+
+def _strengthened(hu: Tensor, organ: Tensor, draws: Draws, config: Config) -> Tensor:
+    """Other HU in the same places; float32 (N, H, W) in and out."""
+    if config.phase_share:
+        hu = contrast_phase.apply(hu, organ, draws.contrast_phase)
+    hu = intensity.apply(hu, organ, draws.intensity)
+    if config.noise_hu:
+        hu = noise.apply(hu, draws.noise)
+    return blur.apply(hu, draws.blur) if config.blur else hu
