@@ -56,7 +56,9 @@ def check_paper(table, columns):
 
 
 def test_table_3_holds_our_results_beside_the_papers(results):
-    markdown = make("table3_miniature", results)
+    write_json(results / "table3.json", json.loads((results / "table3_miniature.json").read_text()))
+    markdown = make("table3", results)
+    assert markdown == make("table3_miniature", results)
     table = cells(markdown)
     assert table["DSC"] == ["ours (w/ un)", "ours (w/o un)", "paper (w/ un)", "paper (w/o un)"]
     assert len(table) == 2 + 12 + 1 and "Duodenum" not in table
@@ -64,7 +66,19 @@ def test_table_3_holds_our_results_beside_the_papers(results):
     mean, spread = np.mean(values), np.std(values, ddof=1)
     assert table["Liver"][:2] == [f"{mean:.3f} ± {spread:.3f}", f"{mean / 2:.3f} ± {spread / 2:.3f}"]
     check_paper(table, 2)
-    assert "not scored: duodenum" in markdown and "3 seeds" in markdown
+    assert "not scored: duodenum" in markdown and "3 seed(s)" in markdown
+
+
+def test_table_3_with_more_arms_and_ensembles(results):
+    arms = json.loads((results / "table3_miniature.json").read_text())
+    arms["strong_views"] = {"organs": training_results.summary(rows(0.8))}
+    for factor, arm in enumerate(("with_unlabelled", "without_unlabelled", "strong_views"), 1):
+        arms[arm]["ensemble"] = {"mean": {"mean": factor / 10, "n": 3}}
+    write_json(results / "table3.json", arms)
+    table = cells(make("table3", results))
+    assert table["DSC"][:3] == ["ours (w/ un)", "ours (w/o un)", "ours (w/ un, strong views)"]
+    assert table["Average of both branches' ensemble"] == ["0.100", "0.200", "0.300", "", ""]
+    check_paper(table, 3)
 
 
 def test_cross_validation_table(results):

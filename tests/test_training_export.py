@@ -12,6 +12,7 @@ from app.weights import load_weights
 from evaluation.paper import TABLE_3
 from tests.training_data import add_case, config, phantom_store
 from training import checkpoint, crossvalidate, export, model_card, results, table3
+from training.ensemble import Ensemble
 from training.phantom import phantom
 from training.train import Run
 
@@ -157,14 +158,58 @@ def test_model_card_says_what_the_files_say(path, tmp_path):
     assert "another recipe than the shipped weights (1 steps): fold 0 1 + 1 steps" in text
 
 
-def test_arms_of_table_3_differ_in_lambda_alone(trained, tmp_path):
+@pytest.fixture
+def table3_base(trained, tmp_path):
     add_case(trained / "store", "p3", *phantom(3, 32))
-    base = config(trained / "store", tmp_path, fold=0, folds=str(trained / "folds.json"), epochs=1)
-    arms = [dataclasses.asdict(table3.arm_config(base, ["p1"], arm, 2)) for arm in table3.ARMS]
-    assert {key for key in arms[0] if arms[0][key] != arms[1][key]} == {"lambda_", "out"}
+    return config(trained / "store", tmp_path / "runs", fold=0, folds=str(trained / "folds.json"), epochs=1)
+
+
+def test_arms_of_table_3_differ_in_what_they_compare_alone(table3_base):
+    arms = [dataclasses.asdict(table3.arm_config(table3_base, ["p1"], arm, 2)) for arm in table3.ARMS]
+    for arm, settings in zip(arms, table3.ARMS.values(), strict=True):
+        assert {key for key in arm if arm[key] != arms[0][key]} <= {*settings, "out"}
     assert arms[0]["seed"] == 2 and arms[0]["without_labels"] == "p0,p3" and arms[0]["lambda_"] == 0.5
+    assert table3.arm_config(table3_base, [], "with_unlabelled", 2).without_labels == ""
     for patient, fold, message in (("p0", 0, "no labels to train on of p0"), ("p1", -1, "nobody would validate")):
         with pytest.raises(ValueError, match=message):
-            table3.arm_config(dataclasses.replace(base, fold=fold), [patient], "with_unlabelled", 0)
-    dsc, data = table3.final_dsc(table3.arm_config(base, ["p1"], "with_unlabelled", 0))
-    assert len(dsc) == 12 and data["labelled"] == ["p1"] and data["unlabelled"] == ["p2", "p3"]
+            table3.arm_config(dataclasses.replace(table3_base, fold=fold), [patient], "with_unlabelled", 0)
+
+
+def test_table_3_of_a_run_by_the_clock(table3_base, tmp_path, monkeypatch):
+    """All runs take as many steps as the first; stopped after two, it goes on with the third."""
+    trained_arms, flags = [], ["--train-s", "0.5", "--labelled-per-batch", "2", "--unlabelled-per-batch", "2"]
+    flags += ["--crop-px", "32", "--workers", "0", "--device", "cpu", "--folds", table3_base.folds]
+    monkeypatch.setattr(Run, "train", lambda run, train=Run.train: (trained_arms.append(run), train(run)))
+    command = [
+        "table3",
+        "--store",
+        table3_base.store,
+        "--labelled",
+        "p1",
+        "--runs",
+        str(tmp_path / "runs"),
+        "--seeds",
+        "0",
+    ]
+    command += ["-o", str(tmp_path / "table3.json")]
+    for arms in (["with_unlabelled", "without_unlabelled"], list(table3.ARMS)):
+        monkeypatch.setattr("sys.argv", [*command, "--arms", *arms, "--", *flags])
+        table3.main()
+    result = json.loads((tmp_path / "table3.json").read_text())
+    steps = {result[arm]["steps"] for arm in table3.ARMS}
+    assert steps == {trained_arms[0].step} and trained_arms[0].step >= 1
+    assert [run.config.lambda_ for run in trained_arms] == [0.5, 0, 0.5, 0, 0.5]
+    assert result["with_unlabelled"]["data"]["unlabelled"] == ["p2", "p3"]
+    both = result["strong_views"]["ensembles"]["0"]
+    assert len(both) == 12 and both != result["strong_views"]["seeds"]["0"]
+
+
+def test_an_ensemble_answers_with_the_mean_of_the_logits(path):
+    states = checkpoint.load(path)["branches"]
+    branches = [DeepLabV3Plus().eval() for _ in states]
+    for branch, state in zip(branches, states, strict=True):
+        branch.load_state_dict(state)
+    images = torch.randn(2, 1, 32, 48)
+    with torch.no_grad():
+        mean = (branches[0](images) + branches[1](images)) / 2
+        torch.testing.assert_close(Ensemble(branches)(images), mean)

@@ -5,7 +5,9 @@ The command line is made from this class, a checkpoint carries it, and an unknow
 
 import argparse
 import dataclasses
+import shlex
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from app.labels import NUM_CLASSES
@@ -129,8 +131,11 @@ def parse(arguments: list[str] | None = None) -> Config:
     """The command line as a Config. Flags are the field names with dashes; `--lambda` is `lambda_`."""
     parser = argparse.ArgumentParser(
         prog="python -m training.train",
-        description="Cross pseudo supervision. Defaults are the paper's; see also torchrun --help for many GPUs.",
+        description="Cross pseudo supervision. Defaults are the paper's; see also torchrun --help for many GPUs. "
+        "@FILE stands for the flags that a file holds.",
+        fromfile_prefix_chars="@",
     )
+    parser.convert_arg_line_to_args = partial(shlex.split, comments=True)  # type: ignore[method-assign]
     for item in dataclasses.fields(Config):
         flag = "--" + item.name.rstrip("_").replace("_", "-")
         kind = {"action": argparse.BooleanOptionalAction} if item.type is bool else {"type": item.type}

@@ -17,9 +17,11 @@ run training.prepare --images "$folder/phantom/images" --cases phantom_0003 --st
 
 run training.carry store "$folder/home/store" "$folder/outward" --piece-mib 0.5
 run training.carry unpack "$folder/outward" "$folder/there/store"
-run training.train --store "$folder/there/store" --out "$folder/there/run" --resident --train-s 10 --device cpu \
+echo '[["phantom_0002"]]' >"$folder/there/folds.json"
+BRANCH_FOR='--train-s 5' ARM_FOR='--train-s 5' SHIP_FOR='--train-s 5' \
+    sh training/cps.sh "$folder/there/store" "$folder/there/runs" --resident --device cpu --folds "$folder/there/folds.json" \
     --checkpoint-every-s 5 --crop-px 64 --labelled-per-batch 4 --unlabelled-per-batch 4
-run training.carry checkpoint "$folder/there/run/checkpoint.pt" "$folder/homeward" --piece-mib 15
+run training.carry checkpoint "$folder/there/runs/ship/checkpoint.pt" "$folder/homeward" --piece-mib 15
 run benchmarks --device cpu --minutes 5 --results "$folder/there/results"
 run training.carry weights "$folder/homeward" "$folder/home/weights.pt"
 run app --inputs "$folder/phantom/images" --outputs "$folder/home/masks" --weights "$folder/home/weights.pt" --device cpu

@@ -212,20 +212,22 @@ class Run:
             yield labelled, rest[0] if rest else None
 
     def train(self) -> None:
-        """From the current step to the end, with logs, validations and checkpoints.
+        """From the current step to the end, with logs, validations and checkpoints; nothing if that was reached.
 
         Raises:
             FloatingPointError: The loss is no longer finite; the last checkpoint stands.
         """
+        if self._done(self.step) >= 1:
+            return
         config = self.config
         slices_per_step = sum(sampler.per_batch for sampler in self.samplers)
         logbook = None if self.rank else Logbook(config.out, self.step, self.total_steps, slices_per_step)
         validate_every = max(1, round(config.validate_every_epochs * self.steps_per_epoch))
         batches = self.batches()
-        first = next(batches, None)  # with --resident this reads the store, which is no training
+        first = next(batches)  # with --resident this reads the store, which is no training
         start_s = last_save_s = time.monotonic()
         before_s = self.trained_s
-        for labelled, unlabelled in itertools.chain([first] if first else [], batches):
+        for labelled, unlabelled in itertools.chain([first], batches):
             losses = self.train_step(labelled, unlabelled, self._done(self.step + 0.5))
             self.trained_s = before_s + time.monotonic() - start_s
             if config.train_s or config.stop_after_s:

@@ -20,7 +20,8 @@ FILES = ("README.md", "docs/results.md", "docs/reliability.md", "benchmarks/READ
 ERROR_EXIT, STALE_EXIT = 2, 1
 TABLES: dict[str, Callable[[dict], str]] = {
     "crossvalidation": accuracy.crossvalidation,
-    "table3_miniature": accuracy.table3_miniature,
+    "table3": accuracy.table3,
+    "table3_miniature": accuracy.table3,
     "errors": errors.errors,
     "reliability": reliability.reliability,
     "benchmark_memory_cuda": benchmarks.memory,

@@ -1,7 +1,7 @@
 """Tables of DSC, ours and the paper's.
 
-results/crossvalidation.json      training.crossvalidate: {"organs": ..., "folds": ...}
-results/table3_miniature.json     training.table3: {"with_unlabelled": {"organs": ...}, "without_unlabelled": ...}
+results/crossvalidation.json                  training.crossvalidate: {"organs": ..., "folds": ...}
+results/table3.json, table3_miniature.json    training.table3: {"with_unlabelled": {"organs": ...}, ...}
 """
 
 from collections.abc import Sequence
@@ -12,6 +12,11 @@ from evaluation import paper
 from evaluation.tables.markdown import TableError, markdown
 
 _PAPER_HEADS = ("paper (w/ un)", "paper (w/o un)")
+_ARM_HEADS = {
+    "with_unlabelled": "ours (w/ un)",
+    "without_unlabelled": "ours (w/o un)",
+    "strong_views": "ours (w/ un, strong views)",
+}
 
 
 def crossvalidation(result: dict) -> str:
@@ -29,19 +34,23 @@ def crossvalidation(result: dict) -> str:
     )
 
 
-def table3_miniature(result: dict) -> str:
-    """The paper's Table 3, DSC with and without unlabelled data, beside ours on few patients at a small size."""
-    arms = [result[arm]["organs"] for arm in ("with_unlabelled", "without_unlabelled")]
-    organs = _scored(arms[0])
-    if organs != _scored(arms[1]) or arms[0]["mean"]["n"] != arms[1]["mean"]["n"]:
-        raise TableError("with_unlabelled and without_unlabelled are not of the same organs and seeds")
-    rows = [[organ, *(_mean_and_sd(arm[organ]) for arm in arms), *_paper(organ)] for organ in organs]
-    averages = (f"**{arm['mean']['mean']:.3f}**" for arm in arms)
+def table3(result: dict) -> str:
+    """The paper's Table 3, DSC with and without unlabelled data, beside ours; whichever arms were run."""
+    arms = {name: result[name] for name in _ARM_HEADS if name in result}
+    first = arms["with_unlabelled"]["organs"]
+    organs, seeds = _scored(first), first["mean"]["n"]
+    if any((_scored(arm["organs"]), arm["organs"]["mean"]["n"]) != (organs, seeds) for arm in arms.values()):
+        raise TableError("the arms are not of the same organs and seeds")
+    rows = [[organ, *(_mean_and_sd(arm["organs"][organ]) for arm in arms.values()), *_paper(organ)] for organ in organs]
+    averages = (f"**{arm['organs']['mean']['mean']:.3f}**" for arm in arms.values())
     rows.append(["**Average**", *averages, *_paper_average(organs)])
-    table = markdown(["DSC", "ours (w/ un)", "ours (w/o un)", *_PAPER_HEADS], rows)
+    if all("ensemble" in arm for arm in arms.values()):
+        both = (f"{arm['ensemble']['mean']['mean']:.3f}" for arm in arms.values())
+        rows.append(["Average of both branches' ensemble", *both, "", ""])
+    table = markdown(["DSC", *(_ARM_HEADS[name] for name in arms), *_PAPER_HEADS], rows)
     return (
-        f"{table}\n{_not_scored(organs)}Ours: mean ± SD over {arms[0]['mean']['n']} seeds; torch {result['torch']} on "
-        f"{result['device']}; `python -m training.table3`.\n"
+        f"{table}\n{_not_scored(organs)}Ours: mean of both branches, ± SD over {seeds} seed(s); torch "
+        f"{result['torch']} on {result['device']}; `python -m training.table3`.\n"
     )
 
 
