@@ -4,6 +4,7 @@ import nibabel
 import numpy as np
 import pytest
 
+import training.phantom
 from app.ct import read_ct
 from app.preprocess import clipped_statistics
 from tests.dicom_series import Series
@@ -12,6 +13,7 @@ from training import prepare
 from training.partial_labels import mark_uncertain
 from training.phantom import ORGANS, phantom, write
 from training.prepare_case import shrink, unsaturated_statistics
+from training.quality_phantom import quality_phantom
 from training.store import UNCERTAIN, read_case, read_cases, read_pixels
 
 
@@ -219,3 +221,16 @@ def test_phantoms_have_their_organs_on_the_right_side():
     assert x[2] > 32 > x[13] and x[1] > 32 > x[3]  # right kidney and liver right, left kidney and spleen left
     assert hu[labels == 1].mean() == pytest.approx(110, abs=40) and spacing_mm == (5.0, 6.25, 6.25)
     assert not np.array_equal(labels, phantom(4, 64)[1])
+
+
+def test_a_physicists_phantoms_are_negative_cases(tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["phantom", str(tmp_path), "--quality", "--cases", "2", "--size", "64"])
+    training.phantom.main()
+    assert labelled(tmp_path / "store", tmp_path, "--annotated", "1-13") == 0
+    first, second = read_cases(tmp_path / "store")
+    assert [case.name for case in (first, second)] == ["quality_phantom_0000", "quality_phantom_0001"]
+    assert first.negative and second.negative and first.mean_hu != second.mean_hu
+    hu, labels = read_pixels(tmp_path / "store", first)
+    assert np.array_equal(hu, quality_phantom(0, 64)[0]) and not labels.any()
+    body = hu[:, 32, 32]
+    assert (hu[:, 0] < -900).all() and (body > -300).any()  # a body in air

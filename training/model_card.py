@@ -31,6 +31,7 @@ SOURCES = {
     "nsclc": ("TCIA NSCLC-Radiomics", "CC BY-NC 3.0"),
     "cmb": ("TCIA CMB-CRC", "CC BY 4.0"),
     "sts": ("TCIA Soft-tissue-Sarcoma (IBSI 1)", "CC BY 3.0"),
+    "quality_phantom": ("synthetic phantoms without organs, `training.phantom --quality`", "this project's"),
     "FLARE22": ("FLARE22 challenge", "the challenge's terms"),
 }
 STAGE_SETTINGS = (

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import nibabel
 import numpy as np
 
-from app.labels import NUM_CLASSES
+from training.quality_phantom import quality_phantom
 
 FIELD_OF_VIEW_MM = 400.0
 SLICE_MM = 5.0
@@ -96,11 +96,12 @@ def main() -> None:
     parser.add_argument("--cases", type=int, default=4)
     parser.add_argument("--size", type=int, default=128, help="pixels a side of a slice (default: 128)")
     parser.add_argument("--seed", type=int, default=0, help="of the first case")
+    parser.add_argument("--quality", action="store_true", help="a physicist's phantoms instead, in which no organ is")
     arguments = parser.parse_args()
-    for k in range(arguments.cases):
-        hu, labels, spacing_mm = phantom(arguments.seed + k, arguments.size)
-        assert len(np.unique(labels)) == NUM_CLASSES
-        write(arguments.out, f"phantom_{arguments.seed + k:04d}", hu, labels, spacing_mm)
+    make, name = (quality_phantom, "quality_phantom") if arguments.quality else (phantom, "phantom")
+    for seed in range(arguments.seed, arguments.seed + arguments.cases):
+        hu, labels, spacing_mm = make(seed, arguments.size)
+        write(arguments.out, f"{name}_{seed:04d}", hu, labels, spacing_mm)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,12 @@ prepare --images "$ct/labelled/images" --labels "$ct/labelled/labels" --cases to
 # Unlabelled; tcga_lihc_a3kf_art is the shipped example and never trained on.
 prepare --images "$ct/unlabelled/images" --cases 'acrin*' 'cptac*' 'lidc*' "$@"
 
-# Not in the store of the shipped weights: more unlabelled scans; heads and thighs, whose label maps are all background.
-prepare --images "$ct/unlabelled/images" --cases 'crlm*' 'nsclc*' 'midrc*' 'cmb*' 'tcga_ay*' "$@"
+# Heads, thighs and a physicist's phantoms, whose label maps are all background.
 prepare --images "$ct/negative/images" --labels "$ct/negative/labels" --annotated 1-13 "$@"
+phantoms=$(mktemp -d)
+trap 'rm -r "$phantoms"' EXIT
+"${PYTHON:-python}" -m training.phantom "$phantoms" --quality --cases 6 --size 448
+prepare --images "$phantoms/images" --labels "$phantoms/labels" --annotated 1-13 "$@"
+
+# Not in the store of the shipped weights: more unlabelled scans.
+prepare --images "$ct/unlabelled/images" --cases 'crlm*' 'nsclc*' 'midrc*' 'cmb*' 'tcga_ay*' "$@"
