@@ -21,7 +21,7 @@ INSERTS_HU = (
     950,
 )  # air, PMP, polyethylene, polystyrene, water, acrylic, Delrin, bone
 ACRYLIC_HU, FOAM_HU, CARBON_HU = 120, -150, 60
-BODY_HU = (-10, 70)  # water and what is made to look like soft tissue
+BODY_HU = (15, 70)  # made to look like soft tissue; of water alone the program says that it is not HU
 MODULES = 3  # parts along z, each with inserts of its own
 
 
