@@ -4,8 +4,8 @@
 # 1. RUNS/first, RUNS/second: two branches from two Kaiming seeds, on labels alone, without the patients of fold 0.
 # 2. RUNS/table3.json: from these two the arms of training.table3, scored on fold 0.
 # 3. RUNS/ship: cross pseudo supervision on all patients, from the shipped weights and the second branch.
-# How long: BRANCH_FOR, ARM_FOR and SHIP_FOR, as flags (--epochs 46, --train-s 60). FIRST is a branch that is there
-# already. Stopped, the same command goes on.
+# How long: BRANCH_FOR, ARM_FOR and SHIP_FOR, as flags (--epochs 46, --train-s 60). SEEDS of the arms: "0 1 2". FIRST is a
+# branch that is there already. Stopped, the same command goes on.
 set -eu
 store=$1 runs=$2
 shift 2
