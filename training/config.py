@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from app.labels import NUM_CLASSES
+from evaluation.organs import parse_organs
 
 
 def setting(default: Any, help: str) -> Any:
@@ -60,7 +60,7 @@ class Config:
 
     # Sampling and augmentation (section 2.1)
     organ_share: float = setting(0.0, "share of labelled samples drawn by organ (uniform), crop centred on it")
-    drawn_organs: str = setting("", "which organs those samples are drawn for, label values 4,7,8; empty: all")
+    drawn_organs: str = setting("1-13", "which organs those samples are drawn for: 4-8,12 or pancreas,LAG")
     true_hu_share: float = setting(0.0, "share of labelled samples drawn from cases whose HU are not saturated")
     negative_share: float = setting(0.0, "share of labelled samples drawn from cases without any organ: heads, limbs")
     negative_rotation_deg: float = setting(180.0, "rotation_deg of these cases: few heads must stand for many")
@@ -102,14 +102,12 @@ class Config:
             require(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
         for name in ("empty_share", "phase_share", "warmup_share", "lambda_warmup_share", "min_confidence"):
             require(0 <= getattr(self, name) <= 1, f"{name} must be in 0..1, got {getattr(self, name)}")
-        organs = self.organs_to_draw()
-        require(set(organs) <= set(range(1, NUM_CLASSES)), f"drawn_organs must be in 1..13, got {self.drawn_organs}")
+        try:
+            parse_organs(self.drawn_organs)
+        except argparse.ArgumentTypeError as error:
+            raise ValueError(f"drawn_organs: {error}") from None
         shares = (self.organ_share, self.true_hu_share, self.negative_share)
         require(min(shares) >= 0 and sum(shares) <= 1, "the shares by organ, true HU and negative must add up to 0..1")
-
-    def organs_to_draw(self) -> list[int]:
-        """Label values that `organ_share` draws samples for."""
-        return [int(label) for label in filter(None, self.drawn_organs.split(","))] or list(range(1, NUM_CLASSES))
 
 
 # What may differ when a run goes on from its checkpoint. Only the first line changes what is learned: a longer or

@@ -7,20 +7,13 @@ table. Every size, place and material is drawn anew.
 import numpy as np
 from scipy import ndimage
 
-FIELD_OF_VIEW_MM = 380.0
+FIELD_OF_VIEW_MM, TABLE_MM = 380.0, 340.0
 SLICE_MM = 3.0
-# HU at 120 kV, rounded, as these phantoms' makers give them.
-INSERTS_HU = (
-    -1000,
-    -200,
-    -95,
-    -35,
-    0,
-    120,
-    340,
-    950,
-)  # air, PMP, polyethylene, polystyrene, water, acrylic, Delrin, bone
-ACRYLIC_HU, FOAM_HU, CARBON_HU = 120, -150, 60
+INSERTS_HU = {  # at 120 kV, rounded, as these phantoms' makers give them
+    **{"air": -1000, "PMP": -200, "polyethylene": -95, "polystyrene": -35},
+    **{"water": 0, "acrylic": 120, "Delrin": 340, "bone": 950},
+}
+FOAM_HU, CARBON_HU = -150, 60
 BODY_HU = (15, 70)  # made to look like soft tissue; of water alone the program says that it is not HU
 MODULES = 3  # parts along z, each with inserts of its own
 
@@ -50,8 +43,9 @@ def quality_phantom(
     body = ellipse(np.zeros(2), (width_mm, height_mm))
     plane = np.full((size_px, size_px), -1000.0)
     for top_mm, bottom_mm, value in ((0, 14, FOAM_HU), (0, 2, CARBON_HU), (12, 14, CARBON_HU)):
-        plane[((y < -height_mm - top_mm) & (y > -height_mm - bottom_mm) & (abs(x) < FIELD_OF_VIEW_MM * 0.45))] = value
-    plane[body] = ACRYLIC_HU
+        below_mm = -height_mm - y
+        plane[(below_mm > top_mm) & (below_mm < bottom_mm) & (abs(x) < TABLE_MM / 2)] = value
+    plane[body] = INSERTS_HU["acrylic"]
     shell_mm = rng.choice([0.0, 6.0])
     plane[ellipse(np.zeros(2), (width_mm - shell_mm, height_mm - shell_mm))] = rng.uniform(*BODY_HU)
 
@@ -61,7 +55,9 @@ def quality_phantom(
         for _ in range(rng.integers(0, 9)):
             radius_mm = rng.uniform(4, 40)
             centre_mm = rng.uniform(-0.75, 0.75, 2) * (width_mm, height_mm)
-            module[:, body & ellipse(centre_mm, (radius_mm, radius_mm))] = rng.choice(INSERTS_HU) + rng.normal(0, 15)
+            module[:, body & ellipse(centre_mm, (radius_mm, radius_mm))] = rng.choice(
+                list(INSERTS_HU.values())
+            ) + rng.normal(0, 15)
     noise = ndimage.gaussian_filter(rng.normal(0, 1, hu.shape), (0, 0.7, 0.7))  # a CT's pixels are not independent
     hu += noise / noise.std() * rng.uniform(4, 25)
     return np.rint(hu).astype(np.int16), np.zeros(hu.shape, np.uint8), (SLICE_MM, pixel_mm, pixel_mm)

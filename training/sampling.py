@@ -7,6 +7,7 @@ needs the step alone, and the processes of a distributed run take their parts of
 import numpy as np
 
 from app.labels import NUM_CLASSES
+from evaluation.organs import parse_organs
 from training.augmentations import draw
 from training.batch import Plan, Slices
 from training.config import Config
@@ -38,7 +39,7 @@ class Sampler:
         by_organ: dict[int, np.ndarray] = {}
         if labelled:
             entries, pixels = _with_share_of_empty(entries, config)
-            by_organ = {c: np.flatnonzero(pixels[:, c] >= MIN_ORGAN_PX) for c in config.organs_to_draw()}
+            by_organ = {c: np.flatnonzero(pixels[:, c] >= MIN_ORGAN_PX) for c in parse_organs(config.drawn_organs)}
         if not entries:
             raise ValueError(f"{config.store}: no {'labelled' if labelled else 'unlabelled'} slice to train on")
         self.entries = entries

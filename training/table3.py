@@ -1,8 +1,9 @@
 """The paper's Table 3, what unlabelled data add: `python -m training.table3 --store STORE [-- training flags]`.
 
 The same labelled patients, steps and seeds in every arm: with unlabelled data (lambda 0.5), without (lambda 0), and
-with them as cross pseudo supervision's successors would use them. Each arm's two branches are scored on the fold's
-patients, and so is their ensemble. Started again, it goes on where it was.
+with them as cross pseudo supervision's successors would use them. Other patients with labels are used without them, but
+for those of the fold, who validate: each arm's two branches are scored on them, and so is the branches' ensemble.
+Started again, it goes on where it was.
 
 By the clock (`-- --train-s 60`) the first run decides, and all others take as many steps.
 """
