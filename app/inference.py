@@ -40,6 +40,7 @@ def segment_volume(
     *,
     statistics_hu: tuple[float, float] | None = None,
     min_region_px: int = MIN_REGION_PX,
+    keep_traces: bool = False,
     stage: Callable[[str], AbstractContextManager[object]] = nullcontext,
 ) -> Segmentation:
     """Statistics, resampling where needed, slabs of thin slices, a look for organs, network, filters, the CT's grid.
@@ -56,6 +57,7 @@ def segment_volume(
             none left out.
         statistics_hu: Mean and standard deviation of the clipped scan; None: those of `hu`.
         min_region_px: Smallest region of a slice that stays.
+        keep_traces: Keep the specks of a scan without an abdomen, to measure what the network finds there.
         stage: Entered with "preprocess", "segment" and "postprocess", each while that runs.
     """
     with stage("preprocess"):
@@ -71,7 +73,8 @@ def segment_volume(
         labels = segment(network_hu, statistics_hu, slices_per_slab=slices, slabs_per_look=slabs)
     with stage("postprocess"):
         remove_small_components(labels, min_region_px)
-        remove_traces(labels, spacing_mm[0] * network_spacing_mm[0] * network_spacing_mm[1] / 1000)
+        if not keep_traces:
+            remove_traces(labels, spacing_mm[0] * network_spacing_mm[0] * network_spacing_mm[1] / 1000)
         if network_shape != hu.shape:
             labels = resample_in_plane(labels, hu.shape, order=0)
     return Segmentation(labels, statistics_hu, network_spacing_mm, slices, slabs)

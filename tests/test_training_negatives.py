@@ -1,0 +1,42 @@
+"""What a network finds where there is no organ, before traces are taken for none."""
+
+import numpy as np
+import pytest
+
+from tests.scans import save_weights
+from tests.training_data import add_case
+from training import negatives
+from training.quality_phantom import quality_phantom
+
+
+def test_millilitres_of_hand_worked_labels(tmp_path):
+    labels = np.zeros((2, 10, 10), np.uint8)
+    labels[0, 0, :5], labels[1, :4, :] = 1, 13
+    case = add_case(tmp_path, "head", labels.astype(np.int16), np.zeros_like(labels), spacing_mm=(5.0, 2.0, 1.0))
+    assert negatives.organs_ml(labels, case) == pytest.approx({"Liver": 5 * 0.01, "LK": 40 * 0.01})
+
+
+def test_every_negative_case_gets_a_line_with_traces(tmp_path, monkeypatch, capsys):
+    hu, labels, spacing_mm = quality_phantom(0, 64, 6)
+    for name, organs in (("phantom", labels), ("patient", labels + np.uint8(1))):
+        add_case(tmp_path / "store", name, hu, organs, spacing_mm)
+    add_case(tmp_path / "store", "head", hu, labels, spacing_mm)
+    training = {"stages": [{"data": None}, {"data": {"patients": ["head", "patient"]}}]}
+    weights = save_weights(tmp_path / "random.pt", training=training, spacing_mm=[0.5, 6.0])
+    monkeypatch.setattr("app.segment.segment", lambda network, hu, **_: speck(hu))
+    monkeypatch.setattr("sys.argv", ["negatives", str(weights), "--store", str(tmp_path / "store"), "--device", "cpu"])
+    negatives.main()
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    # 60 pixels of 5.9375 mm in a slice of 3 mm, less than the program keeps; none of the patient, who has organs.
+    speck_ml = ["6.3", "ml", "Spleen", "6.3"]
+    assert lines == [["head", "trained", "on", *speck_ml], ["phantom", "kept", "out", *speck_ml]]
+    monkeypatch.setattr("sys.argv", ["negatives", str(tmp_path / "no.pt"), "--store", str(tmp_path / "store")])
+    with pytest.raises(SystemExit, match=r"training\.negatives: .*no\.pt"):
+        negatives.main()
+
+
+def speck(hu):
+    """60 pixels of spleen in one slice."""
+    labels = np.zeros(hu.shape, np.uint8)
+    labels[2, 20:26, 20:30] = 3
+    return labels
