@@ -9,13 +9,6 @@ from training import negatives
 from training.quality_phantom import quality_phantom
 
 
-def test_millilitres_of_hand_worked_labels(tmp_path):
-    labels = np.zeros((2, 10, 10), np.uint8)
-    labels[0, 0, :5], labels[1, :4, :] = 1, 13
-    case = add_case(tmp_path, "head", labels.astype(np.int16), np.zeros_like(labels), spacing_mm=(5.0, 2.0, 1.0))
-    assert negatives.organs_ml(labels, case) == pytest.approx({"Liver": 5 * 0.01, "LK": 40 * 0.01})
-
-
 def test_every_negative_case_gets_a_line_with_traces(tmp_path, monkeypatch, capsys):
     hu, labels, spacing_mm = quality_phantom(0, 64, 6)
     for name, organs in (("phantom", labels), ("patient", labels + np.uint8(1))):
@@ -30,9 +23,15 @@ def test_every_negative_case_gets_a_line_with_traces(tmp_path, monkeypatch, caps
     # 60 pixels of 5.9375 mm in a slice of 3 mm, less than the program keeps; none of the patient, who has organs.
     speck_ml = ["6.3", "ml", "Spleen", "6.3"]
     assert lines == [["head", "trained", "on", *speck_ml], ["phantom", "kept", "out", *speck_ml]]
-    monkeypatch.setattr("sys.argv", ["negatives", str(tmp_path / "no.pt"), "--store", str(tmp_path / "store")])
-    with pytest.raises(SystemExit, match=r"training\.negatives: .*no\.pt"):
-        negatives.main()
+
+
+def test_what_cannot_be_used_is_named(tmp_path, monkeypatch):
+    add_case(tmp_path / "store", "patient", np.zeros((1, 8, 8), np.int16), np.ones((1, 8, 8), np.uint8))
+    weights = save_weights(tmp_path / "random.pt", training={"stages": []})
+    for file, message in ((tmp_path / "no.pt", r"no\.pt"), (weights, "store: no case without organs")):
+        monkeypatch.setattr("sys.argv", ["negatives", str(file), "--store", str(tmp_path / "store"), "--device", "cpu"])
+        with pytest.raises(SystemExit, match=rf"training\.negatives: .*{message}"):
+            negatives.main()
 
 
 def speck(hu):

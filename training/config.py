@@ -25,7 +25,9 @@ class Config:
     folds: str = setting("training/folds.json", "JSON list of lists of patients, written down before training")
     seed: int = setting(0, "of sampling and augmentation; branch k is initialised from 1000 * (seed + 1) + k")
     init: str = setting("", "checkpoint or exported weights to start from, instead of Kaiming; several: A.pt,B.pt")
-    stop_after_s: float = setting(0.0, "seconds after which to save and pause; the same command goes on; 0: never")
+    stop_after_s: float = setting(
+        0.0, "seconds to save and pause after (exit status 3); the same command goes on; 0: never"
+    )
     device: str = setting("auto", "auto, cuda or cpu")
     workers: int = setting(2, "processes of each loader (with --lambda there are two); 0 loads in the training process")
     resident: bool = setting(False, "keep all slices in the device's memory, 0.8 MB each: no loader, and the fastest")

@@ -1,11 +1,11 @@
-"""Two branches as one network, which answers with the mean of their logits: the ceiling of what each may learn."""
+"""Branches as one network, which answers with the mean of their logits."""
 
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-from app.network import DeepLabV3Plus, upsample_4x
+from app.network import DeepLabV3Plus
 
 
 class Ensemble(nn.Module):
@@ -19,10 +19,6 @@ class Ensemble(nn.Module):
         super().__init__()
         self.branches = nn.ModuleList(branches)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Logits (N, 14, H, W) of images (N, 1, H, W)."""
-        return upsample_4x(self.quarter_logits(x))
-
     def quarter_logits(self, x: Tensor) -> Tensor:
-        """Logits (N, 14, H / 4, W / 4)."""
+        """Logits (N, 14, H / 4, W / 4) of images (N, 1, H, W)."""
         return torch.stack([branch.quarter_logits(x) for branch in self.branches]).mean(dim=0)  # type: ignore[operator]

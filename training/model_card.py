@@ -4,6 +4,7 @@ Every figure comes from the two files; only the sentences are written here.
 """
 
 import argparse
+import dataclasses
 import hashlib
 import io
 import json
@@ -17,6 +18,7 @@ from evaluation.output import write_text
 from evaluation.paper import TABLE_3
 from evaluation.tables.accuracy import crossvalidation
 from evaluation.tables.markdown import markdown
+from training.config import Config
 
 # By the beginning of a case's name: source, licence.
 SOURCES = {
@@ -78,11 +80,13 @@ def stage_table(stages: list[dict]) -> str:
 
 def recipe_note(shipped: list[dict], folds: list[dict]) -> str:
     """Whether the cross-validated networks were trained as the shipped one was."""
+    defaults = dataclasses.asdict(Config())  # of settings that there were not yet
 
     def recipe(stages: list[dict]) -> list[list]:
+        configs = [{**defaults, **stage["config"]} for stage in stages]
         return [
-            [len(stage.get("mean_of") or []), *(stage["config"].get(key) for key in STAGE_SETTINGS if key != "seed")]
-            for stage in stages
+            [len(stage.get("mean_of") or []), *(config.get(key) for key in STAGE_SETTINGS if key != "seed")]
+            for stage, config in zip(stages, configs, strict=True)
         ]
 
     def steps(stages: list[dict]) -> str:

@@ -1,30 +1,23 @@
 """Organs that a network finds where none are: `python -m training.negatives WEIGHTS --store STORE`.
 
-Millilitres in each of the store's heads, limbs and phantoms, of the network itself: before `remove_traces` makes less
-than 50 ml none. A case that was trained on says little; keep some out of a run's store to ask what it does in others.
+Millilitres in each of the store's heads, limbs and phantoms, before `remove_traces` takes less than 50 ml for none. A
+case that was trained on says little; keep some out of a run's store to ask what it does in others.
 """
 
 import argparse
+import math
 from pathlib import Path
-
-import numpy as np
 
 from app.device import DeviceError, choose_device
 from app.inference import segment_volume
-from app.labels import NUM_CLASSES, ORGANS
+from app.labels import ORGANS
+from app.measure import measure_organs
 from app.segment import Segmenter
 from app.weights import WeightsError, load_weights
 from training import checkpoint
-from training.store import Case, read_cases, read_pixels
+from training.store import read_cases, read_pixels
 
 BUDGET_MIB = 2048  # of a GPU, the program's default
-
-
-def organs_ml(labels: np.ndarray, case: Case) -> dict[str, float]:
-    """Abbreviation to ml of the organs that a mask of a case holds, uint8 (z, y, x)."""
-    voxel_ml = float(np.prod(case.spacing_mm)) / 1000
-    counts = np.bincount(labels.ravel(), minlength=NUM_CLASSES)
-    return {organ.abbreviation: float(counts[organ.label]) * voxel_ml for organ in ORGANS if counts[organ.label]}
 
 
 def main() -> None:
@@ -40,6 +33,8 @@ def main() -> None:
         segmenter = Segmenter(weights, choose_device(arguments.device), BUDGET_MIB)
     except (WeightsError, DeviceError, ValueError, OSError) as error:
         raise SystemExit(f"training.negatives: {error}") from None
+    if not cases:
+        raise SystemExit(f"training.negatives: {arguments.store}: no case without organs in it")
     seen = {patient for stage in stages for patient in (stage["data"] or {}).get("patients", ())}
     for case in cases:
         hu, _ = read_pixels(arguments.store, case)
@@ -47,7 +42,8 @@ def main() -> None:
             segmenter, hu, case.spacing_mm, weights.spacing_mm, weights.slice_mm,
             statistics_hu=(case.mean_hu, case.std_hu), keep_traces=True,
         ).labels  # fmt: skip
-        found = organs_ml(labels, case)
+        measures = measure_organs(labels, hu, math.prod(case.spacing_mm) / 1000)
+        found = {organ.abbreviation: measures[organ.label].ml for organ in ORGANS if measures[organ.label].ml}
         organs = ", ".join(f"{name} {ml:.1f}" for name, ml in found.items())
         when = "trained on" if case.patient in seen else "kept out"
         print(f"{case.name:24} {when:10} {sum(found.values()):8.1f} ml  {organs}", flush=True)

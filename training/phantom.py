@@ -96,7 +96,7 @@ def main() -> None:
     parser.add_argument("--cases", type=int, default=4)
     parser.add_argument("--size", type=int, default=128, help="pixels a side of a slice (default: 128)")
     parser.add_argument("--seed", type=int, default=0, help="of the first case")
-    parser.add_argument("--quality", action="store_true", help="a physicist's phantoms instead, in which no organ is")
+    parser.add_argument("--quality", action="store_true", help="phantoms for quality assurance instead, without organs")
     arguments = parser.parse_args()
     make, name = (quality_phantom, "quality_phantom") if arguments.quality else (phantom, "phantom")
     for seed in range(arguments.seed, arguments.seed + arguments.cases):

@@ -1,4 +1,4 @@
-"""A physicist's phantom, in which there is no organ: what a network must not fill with liver.
+"""A phantom for a CT's quality assurance, in which there is no organ: what a network must not fill with liver.
 
 A body of one material with rods and disks of others, as the ACR's accreditation phantom and Catphan have them, on a
 table. Every size, place and material is drawn anew.
@@ -34,27 +34,27 @@ def quality_phantom(
     rng = np.random.default_rng(seed)
     pixel_mm = FIELD_OF_VIEW_MM / size_px
     y, x = (np.ogrid[:size_px, :size_px][axis] * pixel_mm - FIELD_OF_VIEW_MM / 2 for axis in (0, 1))
-    width_mm = rng.uniform(80, 170)
-    height_mm = width_mm * rng.uniform(0.65, 1)
+    half_width_mm = rng.uniform(80, 170)
+    half_height_mm = half_width_mm * rng.uniform(0.65, 1)
 
     def ellipse(centre_mm: np.ndarray, radii_mm: tuple[float, float]) -> np.ndarray:
         return ((x - centre_mm[0]) / radii_mm[0]) ** 2 + ((y - centre_mm[1]) / radii_mm[1]) ** 2 <= 1
 
-    body = ellipse(np.zeros(2), (width_mm, height_mm))
+    body = ellipse(np.zeros(2), (half_width_mm, half_height_mm))
     plane = np.full((size_px, size_px), -1000.0)
     for top_mm, bottom_mm, value in ((0, 14, FOAM_HU), (0, 2, CARBON_HU), (12, 14, CARBON_HU)):
-        below_mm = -height_mm - y
+        below_mm = -half_height_mm - y
         plane[(below_mm > top_mm) & (below_mm < bottom_mm) & (abs(x) < TABLE_MM / 2)] = value
     plane[body] = INSERTS_HU["acrylic"]
     shell_mm = rng.choice([0.0, 6.0])
-    plane[ellipse(np.zeros(2), (width_mm - shell_mm, height_mm - shell_mm))] = rng.uniform(*BODY_HU)
+    plane[ellipse(np.zeros(2), (half_width_mm - shell_mm, half_height_mm - shell_mm))] = rng.uniform(*BODY_HU)
 
     hu = np.empty((slices, size_px, size_px))
     for module in np.array_split(hu, MODULES):
         module[:] = plane
         for _ in range(rng.integers(0, 9)):
             radius_mm = rng.uniform(4, 40)
-            centre_mm = rng.uniform(-0.75, 0.75, 2) * (width_mm, height_mm)
+            centre_mm = rng.uniform(-0.75, 0.75, 2) * (half_width_mm, half_height_mm)
             module[:, body & ellipse(centre_mm, (radius_mm, radius_mm))] = rng.choice(
                 list(INSERTS_HU.values())
             ) + rng.normal(0, 15)

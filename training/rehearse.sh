@@ -22,6 +22,7 @@ BRANCH_FOR='--train-s 5' ARM_FOR='--train-s 5' SHIP_FOR='--train-s 5' \
     sh training/cps.sh "$folder/there/store" "$folder/there/runs" --resident --device cpu --folds "$folder/there/folds.json" \
     --checkpoint-every-s 5 --crop-px 64 --labelled-per-batch 4 --unlabelled-per-batch 4
 run training.carry checkpoint "$folder/there/runs/ship/checkpoint.pt" "$folder/homeward" --piece-mib 15
+run evaluation.tables --results "$folder/there/runs"
 run benchmarks --device cpu --minutes 5 --results "$folder/there/results"
 run training.carry weights "$folder/homeward" "$folder/home/weights.pt"
 run app --inputs "$folder/phantom/images" --outputs "$folder/home/masks" --weights "$folder/home/weights.pt" --device cpu

@@ -1,9 +1,9 @@
 """The paper's Table 3, what unlabelled data add: `python -m training.table3 --store STORE [-- training flags]`.
 
-The same labelled patients, steps and seeds in every arm: with unlabelled data (lambda 0.5), without (lambda 0), and
-with them as cross pseudo supervision's successors would use them. Other patients with labels are used without them, but
-for those of the fold, who validate: each arm's two branches are scored on them, and so is the branches' ensemble.
-Started again, it goes on where it was.
+The same labelled patients, steps and seeds in every arm: with unlabelled data (eq. 3), without (lambda 0), and with
+them by weak-to-strong consistency: pseudo-labels that are sure, from slices that are not disturbed. Other patients
+with labels are used without them, but for those of the fold, who validate: each arm's two branches are scored on them,
+and so is the branches' ensemble. Started again, it goes on where it was.
 
 By the clock (`-- --train-s 60`) the first run decides, and all others take as many steps.
 """
@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-import torch
 
 from app.network import DeepLabV3Plus
 from evaluation.output import write_json
@@ -29,7 +28,7 @@ from training.validate import validate
 ARMS: dict[str, dict[str, Any]] = {
     "with_unlabelled": {},
     "without_unlabelled": {"lambda_": 0.0},
-    "strong_views": {"strong_views": True, "min_confidence": 0.8},  # after FixMatch and UniMatch
+    "strong_views": {"strong_views": True, "min_confidence": 0.95},  # FixMatch's threshold, and UniMatch's
 }
 
 
@@ -56,15 +55,21 @@ def arm_config(base: Config, labelled: list[str], arm: str, seed: int) -> Config
     return dataclasses.replace(
         base,
         seed=seed,
-        without_labels=",".join(sorted(with_labels - set(labelled))) if labelled else "",
+        without_labels=",".join(sorted(with_labels - set(labelled))) if labelled else base.without_labels,
         out=str(Path(base.out) / f"{arm}_seed{seed}"),
         **ARMS[arm],
     )
 
 
 def final_dsc(run: Run) -> dict[str, dict[str, float]]:
-    """Train to the end; DSC per organ of the fold's patients: the mean of both branches', and their ensemble's."""
+    """Train to the end; DSC per organ of the fold's patients: the mean of both branches', and their ensemble's.
+
+    Raises:
+        ValueError: It was paused, or was longer once.
+    """
     run.train()
+    if not run.finished or run.total_steps not in (None, run.step):
+        raise ValueError(f"{run.path} is at step {run.step}, not at its end ({run.total_steps}): another --runs?")
     branches = run.validation["dsc"]
     organs = [name for name in branches[0] if name != "mean"]
     ensemble = cast(DeepLabV3Plus, Ensemble(run.branches))  # it segments as one
@@ -86,9 +91,10 @@ def main() -> None:
     parser.add_argument("flags", nargs="*", help="of training.train, behind --")
     arguments = parser.parse_args()
     base = parse(["--fold", "0", *arguments.flags, "--store", arguments.store, "--out", arguments.runs])
+    if not base.lambda_:
+        parser.error("the arms with unlabelled data need a --lambda")
     labelled = [name for name in arguments.labelled.split(",") if name]
     arms: dict[str, dict] = {arm: {"seeds": {}, "ensembles": {}} for arm in arguments.arms}
-    device = torch.device("cuda" if torch.cuda.is_available() and base.device != "cpu" else "cpu")
     for seed in arguments.seeds:  # arms take turns: what is done early already compares
         for arm in arguments.arms:
             try:
@@ -103,13 +109,11 @@ def main() -> None:
             arms[arm] |= {"steps": run.step, "config": settings, "data": run.data}
             for kind, rows in (("organs", arms[arm]["seeds"]), ("ensemble", arms[arm]["ensembles"])):
                 arms[arm][kind] = results.summary(list(rows.values()))
-            write_json(arguments.output, {**results.provenance(device), **arms})  # as far as it is
-            both = arms[arm]["ensemble"]["mean"]["mean"]
-            print(
-                f"{arm}, seed {seed}: {run.step} steps, mean DSC {np.mean(list(dsc['mean'].values())):.4f}, "
-                f"ensemble {both:.4f}",
-                flush=True,
-            )
+            if seed == arguments.seeds[0] or arm == arguments.arms[-1]:  # all that is written has as many seeds
+                done = {name: values for name, values in arms.items() if values["seeds"]}
+                write_json(arguments.output, {**results.provenance(run.device), **done})
+            branch, both = (np.mean(list(organs.values())) for organs in dsc.values())
+            print(f"{arm}, seed {seed}: {run.step} steps, mean DSC {branch:.4f}, ensemble {both:.4f}", flush=True)
 
 
 if __name__ == "__main__":

@@ -38,6 +38,7 @@ from training.store import read_cases
 from training.validate import validate
 
 ENDLESS = 1 << 30  # steps of a run that ends by the clock
+PAUSED_EXIT = 3  # after --stop-after-s: what needs the finished run must not go on
 SWITCHED_OFF_BIAS = -1e3  # exported weights have a lower one for organs that they cannot know
 
 
@@ -217,7 +218,7 @@ class Run:
         Raises:
             FloatingPointError: The loss is no longer finite; the last checkpoint stands.
         """
-        if self._done(self.step) >= 1:
+        if self.finished:
             return
         config = self.config
         slices_per_step = sum(sampler.per_batch for sampler in self.samplers)
@@ -232,7 +233,7 @@ class Run:
             self.trained_s = before_s + time.monotonic() - start_s
             if config.train_s or config.stop_after_s:
                 self.trained_s = first_says(self.trained_s)
-            last = self._done(self.step) >= 1
+            last = self.finished
             if logbook:
                 logbook.bar.update()
                 if self.step % config.log_every == 0 or last:
@@ -250,6 +251,11 @@ class Run:
                 break
         if logbook:
             logbook.close()
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run is at its end, or beyond: it was longer once."""
+        return self._done(self.step) >= 1
 
     def _done(self, steps: float) -> float:
         """Share of the run that is done after so many steps; of its seconds, where it ends by the clock."""
@@ -293,6 +299,8 @@ def main() -> None:
         )
     run.train()
     leave()
+    if not run.finished:
+        raise SystemExit(PAUSED_EXIT)
 
 
 if __name__ == "__main__":
