@@ -175,6 +175,15 @@ def test_arms_of_table_3_differ_in_what_they_compare_alone(table3_base):
             table3.arm_config(dataclasses.replace(table3_base, fold=fold), [patient], "with_unlabelled", 0)
 
 
+def test_an_unfinished_run_is_not_scored(table3_base):
+    one, two = (dataclasses.replace(table3_base, epochs=steps / 11) for steps in (1, 2))
+    with pytest.raises(ValueError, match=r"at step 1, not at its end \(2\)"):
+        table3.final_dsc(Run(dataclasses.replace(two, stop_after_s=1e-9)))
+    assert len(table3.final_dsc(Run(two))["ensemble"]) == 12
+    with pytest.raises(ValueError, match=r"at step 2, not at its end \(1\)"):  # asked to be shorter than it is
+        table3.final_dsc(Run(one))
+
+
 def test_table_3_of_a_run_by_the_clock(table3_base, tmp_path, monkeypatch):
     """All runs take as many steps as the first; stopped after two, it goes on with the third."""
     trained_arms, flags = [], ["--train-s", "0.5", "--labelled-per-batch", "2", "--unlabelled-per-batch", "2"]

@@ -19,7 +19,7 @@ from training import checkpoint
 from training.augmentations import augment
 from training.cutmix import inside, random_boxes
 from training.store import UNCERTAIN, read_cases
-from training.train import Run
+from training.train import PAUSED_EXIT, Run, main
 from training.validate import dice, validate
 
 ROOT = Path(__file__).parents[1]
@@ -269,3 +269,16 @@ def test_two_slices_are_learned_by_heart(tmp_path):
     assert not dsc_of_large_organs().any()
     run.train()
     assert dsc_of_large_organs().min() > 0.7 and dsc_of_large_organs().mean() > 0.85
+
+
+def test_a_paused_run_ends_with_a_status_of_its_own(store, tmp_path, monkeypatch):
+    """What needs the finished run, as the next line of a script does, must not go on."""
+    flags = "--device cpu --workers 0 --crop-px 32 --labelled-per-batch 4 --branches 1 --lambda 0 --epochs 1"
+    command = ["train", "--store", str(store), "--out", str(tmp_path), *flags.split()]
+    monkeypatch.setattr("sys.argv", [*command, "--stop-after-s", "1e-9"])
+    with pytest.raises(SystemExit) as status:
+        main()
+    assert status.value.code == PAUSED_EXIT != 0
+    monkeypatch.setattr("sys.argv", command)
+    main()
+    assert checkpoint.load(tmp_path / checkpoint.FILE_NAME)["step"] == 2
