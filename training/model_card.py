@@ -20,6 +20,7 @@ from evaluation.tables.accuracy import crossvalidation
 from evaluation.tables.markdown import markdown
 from training.config import Config
 
+PHANTOM = "quality_phantom"
 # By the beginning of a case's name: source, licence.
 SOURCES = {
     "btcv": ("BTCV / Synapse (Landman et al., 2015)", "registered access: research use, no redistribution"),
@@ -33,7 +34,7 @@ SOURCES = {
     "nsclc": ("TCIA NSCLC-Radiomics", "CC BY-NC 3.0"),
     "cmb": ("TCIA CMB-CRC", "CC BY 4.0"),
     "sts": ("TCIA Soft-tissue-Sarcoma (IBSI 1)", "CC BY 3.0"),
-    "quality_phantom": ("synthetic phantoms without organs, `training.phantom --quality`", "this project's"),
+    PHANTOM: ("synthetic phantoms without organs, `training.phantom --quality`", "this project's"),
     "FLARE22": ("FLARE22 challenge", "the challenge's terms"),
 }
 STAGE_SETTINGS = (
@@ -117,6 +118,7 @@ def card(content: dict, sha256: str, file_name: str, scores: dict) -> str:
     training, organs = info["training"], scores["organs"]
     parameters = sum(v.numel() for name, v in content["state_dict"].items() if not name.endswith("num_batches_tracked"))
     patients = sorted(case for fold in scores["folds"] for case in fold["dsc"])
+    people = sum(source(name) != PHANTOM for name in training["patients"])
     below = [name for name in TABLE_3 if name in organs and organs[name]["mean"] < TABLE_3[name].with_unlabelled]
     off = [organ.name for organ in ORGANS if organ.label in info["switched_off"]]
     unscored = [organ.name for organ in ORGANS if organ.abbreviation not in organs]
@@ -166,7 +168,7 @@ Code {scores["commit"]}, {scores["date"]}.
 
 - Below the paper's figure: {", ".join(below) or "no organ that was scored"}.
 - Not scored on held-out patients: {", ".join(unscored) or "no organ"}.
-- {len(training["patients"])} patients are few. Other contrast phases, scanners, children, operated or displaced
+- {people} patients are few. Other contrast phases, scanners, children, operated or displaced
   organs are hardly among them; nobody should rely on a mask that nobody has looked at.
 - Slices are segmented one by one: masks may be ragged along z.
 """
