@@ -1,5 +1,5 @@
 #!/bin/sh
-# The five steps of docs/visit.md on phantoms and the CPU, in some three minutes: what fails here would have failed there.
+# The five steps of docs/visit.md on phantoms and the CPU, in three minutes: what fails here would have failed there.
 #     sh training/rehearse.sh [FOLDER]
 set -eu
 cd "$(dirname "$0")/.."
