@@ -77,6 +77,9 @@ def pseudo_labels(logits: Tensor, known: Tensor, unannotated: Tensor, min_confid
         (N, H, W) int64, without gradient; plainly argmax where nothing is known and everything unannotated.
     """
     impossible = ~_possible(unannotated)[:, :, None, None]
-    p, likeliest = logits.detach().float().masked_fill(impossible, -torch.inf).softmax(dim=1).max(dim=1)
-    likeliest = torch.where(p < min_confidence, UNCERTAIN, likeliest)
+    possible_logits = logits.detach().masked_fill(impossible, -torch.inf)
+    likeliest = possible_logits.argmax(dim=1)
+    if min_confidence:
+        p = possible_logits.float().softmax(dim=1).amax(dim=1)
+        likeliest = torch.where(p < min_confidence, UNCERTAIN, likeliest)
     return torch.where(known == UNCERTAIN, likeliest, known.long())

@@ -22,7 +22,7 @@ prepare --images "$ct/labelled/images" --labels "$ct/labelled/labels" --cases to
 # Unlabelled; tcga_lihc_a3kf_art is the shipped example and never trained on.
 prepare --images "$ct/unlabelled/images" --cases 'acrin*' 'cptac*' 'lidc*' "$@"
 
-# Heads, thighs and a physicist's phantoms, whose label maps are all background.
+# Heads, thighs and phantoms for quality assurance, whose label maps are all background.
 prepare --images "$ct/negative/images" --labels "$ct/negative/labels" --annotated 1-13 "$@"
 phantoms=$(mktemp -d)
 trap 'rm -r "$phantoms"' EXIT

@@ -42,8 +42,8 @@ def quality_phantom(
 
     body = ellipse(np.zeros(2), (half_width_mm, half_height_mm))
     plane = np.full((size_px, size_px), -1000.0)
+    below_mm = -half_height_mm - y
     for top_mm, bottom_mm, value in ((0, 14, FOAM_HU), (0, 2, CARBON_HU), (12, 14, CARBON_HU)):
-        below_mm = -half_height_mm - y
         plane[(below_mm > top_mm) & (below_mm < bottom_mm) & (abs(x) < TABLE_MM / 2)] = value
     plane[body] = INSERTS_HU["acrylic"]
     shell_mm = rng.choice([0.0, 6.0])
@@ -55,9 +55,8 @@ def quality_phantom(
         for _ in range(rng.integers(0, 9)):
             radius_mm = rng.uniform(4, 40)
             centre_mm = rng.uniform(-0.75, 0.75, 2) * (half_width_mm, half_height_mm)
-            module[:, body & ellipse(centre_mm, (radius_mm, radius_mm))] = rng.choice(
-                list(INSERTS_HU.values())
-            ) + rng.normal(0, 15)
+            insert_hu = rng.choice(list(INSERTS_HU.values())) + rng.normal(0, 15)
+            module[:, body & ellipse(centre_mm, (radius_mm, radius_mm))] = insert_hu
     noise = ndimage.gaussian_filter(rng.normal(0, 1, hu.shape), (0, 0.7, 0.7))  # a CT's pixels are not independent
     hu += noise / noise.std() * rng.uniform(4, 25)
     return np.rint(hu).astype(np.int16), np.zeros(hu.shape, np.uint8), (SLICE_MM, pixel_mm, pixel_mm)
