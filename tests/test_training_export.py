@@ -9,6 +9,7 @@ import torch
 from app.labels import ORGANS
 from app.network import DeepLabV3Plus
 from app.weights import load_weights
+from evaluation.output import write_json
 from evaluation.paper import TABLE_3
 from tests.training_data import add_case, config, phantom_store
 from training import checkpoint, crossvalidate, export, model_card, results, table3
@@ -153,6 +154,11 @@ def test_model_card_says_what_the_files_say(path, tmp_path):
     assert "| **Average** | **0.800** | **0.806** | **0.725** |" in text
     assert "because no training case annotates them: duodenum" in text
     assert "the same recipe as the shipped weights (1 steps): fold 0 1 steps" in text
+    older = {key: value for key, value in fold["stages"][0]["config"].items() if key != "drawn_organs"}
+    before = {**scores, "folds": [{**fold, "stages": [{**fold["stages"][0], "config": older}]}]}
+    assert "the same recipe" in model_card.card(content, "", "", before)  # a setting that was its default is none
+    content["info"]["training"]["patients"] += ["quality_phantom_0000"]
+    assert "\n- 2 patients are few" in model_card.card(content, "", "", scores)
     other = {**scores, "folds": [{**fold, "stages": fold["stages"] * 2}]}
     text = model_card.card(content, "", "", other)
     assert "another recipe than the shipped weights (1 steps): fold 0 1 + 1 steps" in text
@@ -186,28 +192,25 @@ def test_an_unfinished_run_is_not_scored(table3_base):
 
 def test_table_3_of_a_run_by_the_clock(table3_base, tmp_path, monkeypatch):
     """All runs take as many steps as the first; stopped after two, it goes on with the third."""
-    trained_arms, flags = [], ["--train-s", "0.5", "--labelled-per-batch", "2", "--unlabelled-per-batch", "2"]
-    flags += ["--crop-px", "32", "--workers", "0", "--device", "cpu", "--folds", table3_base.folds]
+    flags = "--train-s 0.5 --labelled-per-batch 2 --unlabelled-per-batch 2 --crop-px 32 --workers 0 --device cpu"
+    flags += f" --folds {table3_base.folds}"
+    command = f"table3 --store {table3_base.store} --labelled p1 --runs {tmp_path}/runs --seeds 0"
+    command += f" -o {tmp_path}/table3.json"
+    trained_arms, written = [], []
     monkeypatch.setattr(Run, "train", lambda run, train=Run.train: (trained_arms.append(run), train(run)))
-    command = [
-        "table3",
-        "--store",
-        table3_base.store,
-        "--labelled",
-        "p1",
-        "--runs",
-        str(tmp_path / "runs"),
-        "--seeds",
-        "0",
-    ]
-    command += ["-o", str(tmp_path / "table3.json")]
+    monkeypatch.setattr(
+        table3, "write_json", lambda file, result: (written.append([*result][4:]), write_json(file, result))
+    )
     for arms in (["with_unlabelled", "without_unlabelled"], list(table3.ARMS)):
-        monkeypatch.setattr("sys.argv", [*command, "--arms", *arms, "--", *flags])
+        monkeypatch.setattr("sys.argv", [*command.split(), "--arms", *arms, "--", *flags.split()])
         table3.main()
     result = json.loads((tmp_path / "table3.json").read_text())
     steps = {result[arm]["steps"] for arm in table3.ARMS}
     assert steps == {trained_arms[0].step} and trained_arms[0].step >= 1
     assert [run.config.lambda_ for run in trained_arms] == [0.5, 0, 0.5, 0, 0.5]
+    assert [run.config.train_s for run in trained_arms] == [0.5, 0, 0.5, 0, 0]  # the others are told the steps
+    arms = list(table3.ARMS)
+    assert written == [arms[:1], arms[:2], arms[:1], arms[:2], arms]  # what is not there yet is not in the file
     assert result["with_unlabelled"]["data"]["unlabelled"] == ["p2", "p3"]
     assert list(result)[-3:] == list(table3.ARMS)
     both = result["strong_views"]["ensembles"]["0"]
