@@ -23,7 +23,8 @@ if [ -z "$python" ]; then
     mkdir -p "$here/.venv" || exit 2
     exec 9>"$here/.venv/lock"
     # Of two first runs at one moment the second waits. The lock is the open file's: it ends with it, however it ends.
-    "$base" -c 'import fcntl; fcntl.flock(9, fcntl.LOCK_EX)'
+    # Where the file system has no locks, the second does not wait.
+    "$base" -c 'import fcntl; fcntl.flock(9, fcntl.LOCK_EX)' 2>/dev/null || :
     if ! cmp -s "$here/requirements.txt" "$installed"; then
       echo "predict.sh: first run: installing the packages of requirements.txt into .venv" >&2
       if ! "$base" -m venv "$here/.venv" >&2 ||

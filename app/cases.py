@@ -4,13 +4,14 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from app.dicomheader import looks_like_dicom
 from app.dicomseries import Series, find_series, series_sha256
 from app.errors import UsageError
 from app.formats import DICOM_SUFFIXES, REFUSED, SUFFIXES
-from app.record import file_sha256, finished_masks
+from app.record import FinishedMasks, file_sha256, finished_masks
 
 _CHANNEL = "_0000"  # nnU-Net's name for the first image channel, in FLARE's file names
 
@@ -112,11 +113,14 @@ def _find_cases(inputs: list[Path], outputs: Path, note: Callable[[str], None]) 
         series, passed_over = _series_cases(named_dicom, None, outputs)
         if not series:
             raise UsageError(f"no CT series in {named_dicom[0]}: give the folder of its slices{passed_over}")
+        if passed_over:
+            note(f"{named_dicom[0].parent}{passed_over}")
         found += series
 
     cases: dict[str, Case] = {}
+    earlier = cache(lambda: finished_masks(outputs))  # reading all records of the folder takes time: once, if at all
     for case in found:
-        if _is_earlier_mask(case, outputs):
+        if _is_earlier_mask(case, earlier):
             continue
         other = cases.setdefault(case.name, case)
         if not _same_file(other.input, case.input):  # one file or folder named twice is one case
@@ -214,11 +218,11 @@ def _may_be_dicom(path: Path) -> bool:
         return True
 
 
-def _is_earlier_mask(case: Case, outputs: Path) -> bool:
+def _is_earlier_mask(case: Case, earlier: Callable[[], FinishedMasks]) -> bool:
     """Whether an input is a mask that an earlier run wrote, to an outputs folder that holds inputs too."""
-    if not _same_file(case.input, case.mask):  # nearly always; reading all records of the folder takes time
+    if not _same_file(case.input, case.mask):
         return False
-    return file_sha256(case.input) in {mask for _, _, mask in finished_masks(outputs).get(case.name, ())}
+    return file_sha256(case.input) in {mask for _, _, mask in earlier().get(case.name, ())}
 
 
 def _same_file(one: Path, other: Path) -> bool:

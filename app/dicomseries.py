@@ -12,6 +12,7 @@ from app.dicomheader import DicomHeader, read_dicom_header
 from app.errors import InputError
 
 _DIRECTORY = "1.2.840.10008.1.3.10"  # of a DICOMDIR; the files that it lists are found by their content
+_LONGEST_NUMBER = 12  # characters of an integer string, PS3.5, 6.2
 _SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"  # and its multi-frame kinds, .1 to .4
 
 
@@ -23,22 +24,27 @@ class Series:
         folder: The deepest that holds them all.
         number: SeriesNumber, or None.
         files: Its objects, sorted by path.
-        damaged: Files in the same folder that cannot be read: they may be slices of it.
+        damaged: Files in the same folder that cannot be read, and why: they may be slices of it.
     """
 
     folder: Path
     number: int | None
     files: tuple[Path, ...]
-    damaged: tuple[Path, ...] = ()
+    damaged: tuple[tuple[Path, str], ...] = ()
 
 
 @dataclass
 class _Found:
-    """What is known of a series while its files are looked through."""
+    """What is known of a series while its files are looked through.
+
+    Attributes:
+        faulty: How many of its planes lie in the patient, but do not say where: an error when the series is read.
+    """
 
     number: int | None
     files: list[Path] = field(default_factory=list)
     frames: list[Frame] = field(default_factory=list)
+    faulty: int = 0
 
 
 def find_series(files: Iterable[Path]) -> tuple[list[Series], Counter[str]]:
@@ -53,36 +59,36 @@ def find_series(files: Iterable[Path]) -> tuple[list[Series], Counter[str]]:
     """
     by_uid: dict[str, _Found] = {}
     others: Counter[str] = Counter()
-    damaged: list[Path] = []
+    damaged: list[tuple[Path, str]] = []
     for path in sorted(files):
         try:
             with open(path, "rb") as file:
                 header = read_dicom_header(file)
-            kind, number = _kind(header), header.number("SeriesNumber", -1)
-        except (InputError, OSError):
-            damaged.append(path)
+        except (InputError, OSError) as error:
+            damaged.append((path, getattr(error, "strerror", None) or str(error)))
             continue
+        kind = _kind(header)
         if kind != "CT slice":
             others[kind] += 1
             continue
-        found = by_uid.setdefault(header.text("SeriesInstanceUID"), _Found(int(number) if number >= 0 else None))
+        found = by_uid.setdefault(header.text("SeriesInstanceUID"), _Found(_series_number(header)))
         found.files.append(path)
         try:
             found.frames += frames_of(header)
         except InputError:
-            continue  # a slice without a position is an error when the series is read
+            found.faulty += _planes_in_the_patient(header)
     del others["DICOMDIR"]
     series = []
     for found in by_uid.values():
-        if kind := _not_a_volume(found.frames):
+        if kind := _not_a_volume(found):
             others[kind] += len(found.files)
             continue
         folder = Path(os.path.commonpath([path.parent for path in found.files]))
-        beside = tuple(path for path in damaged if folder in path.parents)
+        beside = tuple((path, cause) for path, cause in damaged if folder in path.parents)
         series.append(Series(folder, found.number, tuple(found.files), beside))
-    told = {path for one in series for path in one.damaged}
-    for folder in sorted({path.parent for path in damaged if path not in told}):
-        series.append(Series(folder, None, (), tuple(path for path in damaged if path.parent == folder)))
+    told = {path for one in series for path, _ in one.damaged}
+    for folder in sorted({path.parent for path, _ in damaged if path not in told}):
+        series.append(Series(folder, None, (), tuple(entry for entry in damaged if entry[0].parent == folder)))
     return series, others
 
 
@@ -102,12 +108,28 @@ def _kind(header: DicomHeader) -> str:
     return "localizer" if "LOCALIZER" in header.words("ImageType") else "CT slice"
 
 
-def _not_a_volume(frames: list[Frame]) -> str:
-    """Why the planes of a series are not taken, in words for the user; "" if they are."""
+def _series_number(header: DicomHeader) -> int | None:
+    """For names alone: no series is refused for it."""
+    text = header.text("SeriesNumber")
+    return int(text) if text.isdecimal() and len(text) <= _LONGEST_NUMBER else None
+
+
+def _planes_in_the_patient(header: DicomHeader) -> int:
+    """Of an object that does not say rightly where they lie. Screenshots that are stored as CT images have none."""
+    if frames := header.items("PerFrameFunctionalGroupsSequence"):
+        return len(frames)
+    return bool(header.text("ImagePositionPatient") or header.text("ImageOrientationPatient"))
+
+
+def _not_a_volume(found: _Found) -> str:
+    """Why the planes of a series are not taken, in words for the user; "" if they are, or may not be passed over."""
+    frames = found.frames
     if not frames:
-        return "CT image without a position"
+        return "" if found.faulty > 1 else "CT image without a position"
     if not frames[0].is_axial:
         return "image of a CT series that is not axial"
+    if found.faulty:
+        return ""
     heights_mm = [float(frame.position_mm @ frames[0].normal) for frame in frames]
     return "" if max(heights_mm) - min(heights_mm) > 0.1 else "image of a CT series at one place (a single slice)"
 

@@ -60,8 +60,9 @@ class _File:
 
 def _read(series: Series) -> Volume:
     if series.damaged:
-        name = series.damaged[0].relative_to(series.folder)
-        raise InputError(f"{len(series.damaged)} files that cannot be read, {str(name)!r} among them: lost slices?")
+        (path, cause), *_ = series.damaged
+        example = f"{str(path.relative_to(series.folder))!r} among them ({cause})"
+        raise InputError(f"{len(series.damaged)} files that cannot be read, {example}: lost slices?")
     files, grid = _laid_out(series)
     check_memory(grid.shape)
     geometry, _ = geometry_of(grid.shape, grid.affine, mask_header_of(grid.shape, grid.affine))

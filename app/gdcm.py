@@ -47,7 +47,7 @@ class Decoder:
             pixels: Of a frame.
 
         Returns:
-            (frame, row, column), rescaled to HU, of whatever type and size the file has.
+            int16 (frame, row, column), rescaled to HU, rounded and saturated; of whatever size the file has.
 
         Raises:
             DecodeError: GDCM refuses the file, crashes, takes too long or too much memory.
@@ -55,7 +55,9 @@ class Decoder:
         if self._process is None:
             command = [sys.executable, "-I", __file__]  # nothing of the caller's folder or environment is imported
             pipe, nowhere = subprocess.PIPE, subprocess.DEVNULL
-            self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=nowhere)
+            # numpy's BLAS would reserve 40 MB of the limited address space for each CPU.
+            environment = os.environ | {"OPENBLAS_NUM_THREADS": "1"}
+            self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=nowhere, env=environment)
         process = self._process
         tasks, answers = cast(IO[bytes], process.stdin), cast(IO[bytes], process.stdout)
         task = {"path": str(path), "bytes": _LIBRARY_BYTES + _FRAMES_IN_MEMORY * frames * pixels}
@@ -67,8 +69,7 @@ class Decoder:
             answer = json.loads(answers.readline() or '{"error": "ended without an answer"}')
             if "error" in answer:
                 raise DecodeError(answer["error"])
-            data = answers.read(answer["size"])
-            return np.frombuffer(data, answer["dtype"]).reshape(answer["shape"])
+            return np.frombuffer(answers.read(answer["size"]), np.int16).reshape(answer["shape"])
         except (OSError, ValueError):
             raise DecodeError("ended without an answer") from None
         finally:
@@ -78,21 +79,33 @@ class Decoder:
 def _serve() -> None:
     for line in sys.stdin.buffer:
         task = json.loads(line)
-        resource.setrlimit(resource.RLIMIT_AS, (task["bytes"], resource.RLIM_INFINITY))
-        import SimpleITK as sitk
-
+        _, highest = resource.getrlimit(resource.RLIMIT_AS)
+        limit = task["bytes"] if highest == resource.RLIM_INFINITY else min(task["bytes"], highest)
+        resource.setrlimit(resource.RLIMIT_AS, (limit, highest))
         try:
-            reader = sitk.ImageFileReader()
-            reader.SetImageIO("GDCMImageIO")
-            reader.SetFileName(task["path"])
-            volume = sitk.GetArrayFromImage(reader.Execute())
-            answer = {"shape": volume.shape, "dtype": volume.dtype.str, "size": volume.nbytes}
-        except (RuntimeError, ValueError, MemoryError):
+            volume = _decoded(task["path"])
+            answer = {"shape": volume.shape, "size": volume.nbytes}
+        except (RuntimeError, ValueError, MemoryError, OSError):
             volume, answer = None, {"error": "refused"}
         sys.stdout.buffer.write(json.dumps(answer).encode() + b"\n")
         if volume is not None:
             sys.stdout.buffer.write(volume.data)
         sys.stdout.buffer.flush()
+
+
+def _decoded(path: str) -> np.ndarray:
+    """The planes of a file, as `Decoder.decode` gives them."""
+    import SimpleITK as sitk  # under the limit
+
+    reader = sitk.ImageFileReader()
+    reader.SetImageIO("GDCMImageIO")
+    with open(path, "rb") as file:  # by number: SimpleITK takes no name that is not UTF-8
+        reader.SetFileName(f"/proc/self/fd/{file.fileno()}")
+        values = sitk.GetArrayFromImage(reader.Execute())
+    volume = np.empty(values.shape, np.int16)
+    for plane, hu in zip(volume, values, strict=True):  # one by one, for the copies' sake
+        plane[...] = np.clip(np.rint(hu), -(2**15), 2**15 - 1)
+    return volume
 
 
 if __name__ == "__main__":

@@ -59,8 +59,6 @@ def segment_case(
     warnings = list(volume.warnings)
     segmentation = segmenter.segment_volume(hu, geometry.spacing_mm, lambda done: on_slices(done, len(hu)), stage)
     labels = segmentation.labels
-    with stage("write"):
-        mask_sha256 = write_mask(labels, geometry, case.mask)
     with stage("assess"):
         measures = measure_organs(labels, hu, geometry.voxel_ml)
         quality = assess(labels, hu, geometry.spacing_mm, measures)
@@ -70,10 +68,11 @@ def segment_case(
         with stage("preview"):
             try:
                 write_preview(preview, hu, labels, geometry.spacing_mm)
-            except (OSError, RuntimeError, MemoryError) as error:  # the mask is written already, and counts
-                lines = str(error).split("\n")  # ITK's last line is the cause
-                warnings.append(f"no preview: {lines[-1].strip() or type(error).__name__}")
+            except (OSError, MemoryError) as error:  # the mask counts
+                warnings.append(f"no preview: {error}" if str(error) else "no preview: not enough memory")
                 log.warning("%s: %s", case.input, warnings[-1])
+    with stage("write"):  # last: the record names a mask as soon as it is there
+        mask_sha256 = write_mask(labels, geometry, case.mask)
     return {
         "shape_zyx": list(hu.shape),
         "spacing_mm_zyx": list(geometry.spacing_mm),

@@ -1,5 +1,7 @@
 """One picture a case: the mask over the CT, so that a swapped kidney or an upside-down patient shows at once."""
 
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -18,19 +20,20 @@ def write_preview(path: Path, hu: np.ndarray, labels: np.ndarray, spacing_mm: tu
     Each goes through the most organs, and of those slices through the most organ voxels; one scale for both.
 
     Args:
-        path: Ends in .png.
+        path: Of the file.
         hu: int16 (z, y, x), x to the patient's right, y forward, z up.
         labels: uint8, as `hu`.
         spacing_mm: (z, y, x).
-    """
-    import SimpleITK as sitk  # costs a second, and only previews need it
 
+    Raises:
+        OSError: It cannot be written.
+    """
     z, y = richest_slice(labels, 0), richest_slice(labels, 1)
     px_per_mm = HEIGHT_PX / (max(hu.shape[1] * spacing_mm[1], hu.shape[0] * spacing_mm[0]))
     axial = _overlay(hu[z, ::-1, ::-1], labels[z, ::-1, ::-1], spacing_mm[1:], px_per_mm)
     coronal = _overlay(hu[::-1, y, ::-1], labels[::-1, y, ::-1], spacing_mm[::2], px_per_mm)
     picture = np.concatenate([axial, coronal], axis=1)
-    sitk.WriteImage(sitk.GetImageFromArray(np.ascontiguousarray(picture), isVector=True), str(path))
+    path.write_bytes(_png(picture))
 
 
 def richest_slice(labels: np.ndarray, axis: int) -> int:
@@ -68,6 +71,19 @@ def fill_organs(grey: np.ndarray, labels: np.ndarray, opacity: float) -> np.ndar
     outline = inside & ((ndimage.maximum_filter(labels, 3) != labels) | (ndimage.minimum_filter(labels, 3) != labels))
     alpha = np.where(outline, 1.0, np.where(inside, opacity, 0.0))[..., None]
     return grey * (1 - alpha) + np.array(COLOURS)[labels] * alpha
+
+
+def _png(rgb: np.ndarray) -> bytes:
+    """A PNG file of a picture, uint8 (height, width, 3). SimpleITK's writer ends the program at names not in UTF-8."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    height, width, _ = rgb.shape
+    head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)  # 8 bits, RGB
+    rows = np.pad(rgb.reshape(height, -1), ((0, 0), (1, 0)))  # before each row 0: no filter
+    parts = (chunk(b"IHDR", head), chunk(b"IDAT", zlib.compress(rows.tobytes())), chunk(b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
 
 
 def _resized(image: np.ndarray, size: tuple[int, int], order: int) -> np.ndarray:

@@ -22,7 +22,7 @@ class Progress:
     def __init__(self, total_cases: int, quiet: bool) -> None:
         self.total_cases, self.case_number, self.case_name = total_cases, 0, ""
         self.start_s = time.monotonic()
-        self.bar = sys.stderr.isatty() and os.environ.get("TERM") != "dumb" and not quiet
+        self.bar = sys.stderr is not None and sys.stderr.isatty() and os.environ.get("TERM") != "dumb" and not quiet
         handler = _ClearingHandler(self)
         handler.setFormatter(_OneLine("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%d %H:%M:%S"))
         root = logging.getLogger()
@@ -51,15 +51,20 @@ class Progress:
         elapsed = f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02}"
         bar = "#" * filled + "." * (BAR_WIDTH - filled)
         line = "  ".join([f"[{case_number}/{self.total_cases}] {bar}", elapsed, *words])
-        columns = os.get_terminal_size(sys.stderr.fileno()).columns or 80  # some terminals say 0
-        sys.stderr.write("\r\033[K" + line[: columns - 1])
-        sys.stderr.flush()
+        self._show(line)
 
     def clear(self) -> None:
         """Take the bar away, so that what is written next begins a line."""
         if self.bar:
-            sys.stderr.write("\r\033[K")
+            self._show("")
+
+    def _show(self, line: str) -> None:
+        try:
+            columns = os.get_terminal_size(sys.stderr.fileno()).columns or 80  # some terminals say 0
+            sys.stderr.write("\r\033[K" + line[: columns - 1])
             sys.stderr.flush()
+        except OSError:  # the terminal is gone, its user logged out: the run goes on
+            self.bar = False
 
 
 def one_line(text: str) -> str:

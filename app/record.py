@@ -16,6 +16,7 @@ from app.runjson import FORMAT, CaseEntry, RecordError, RunContent, read_record
 
 log = logging.getLogger(__name__)
 
+FinishedMasks = dict[str, set[tuple[str, str, str]]]  # by case name: SHA-256 of input, weights and mask
 _RECORD, _TABLE = "run.json", "volumes.csv"
 _MEASURES = ("ml", "mean_hu", "sd_hu", "first_slice", "last_slice")  # of an organ, in both files
 
@@ -111,8 +112,8 @@ def _volumes(cases: list[CaseEntry]) -> str:
     return table.getvalue()
 
 
-def finished_masks(outputs: Path, every_slice: bool = False) -> dict[str, set[tuple[str, str, str]]]:
-    """(input, weights, mask) SHA-256 of every case that runs in this outputs folder finished, by case name.
+def finished_masks(outputs: Path, every_slice: bool = False) -> FinishedMasks:
+    """What runs in this outputs folder finished.
 
     A record that cannot be used is passed over with a warning, so its cases are done again.
 
@@ -120,7 +121,7 @@ def finished_masks(outputs: Path, every_slice: bool = False) -> dict[str, set[tu
         outputs: The outputs folder.
         every_slice: A mask is finished only if the network saw every slice by itself.
     """
-    finished: dict[str, set[tuple[str, str, str]]] = {}
+    finished: FinishedMasks = {}
     for path in sorted(outputs.glob("logs/*/run.json")):
         try:
             run = read_record(path)

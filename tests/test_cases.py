@@ -13,6 +13,7 @@ from app.cases import Case, case_name, find_cases, input_sha256, shard
 from app.ct import read_ct
 from app.errors import InputError, UsageError
 from app.record import file_sha256
+from app.runjson import read_record
 from tests.dicom_series import Series
 from tests.scans import save_ct, smooth_hu
 
@@ -175,7 +176,9 @@ def record_masks(outputs, *names):
     (outputs / "logs" / "run" / "run.json").write_text(json.dumps({"weights": {"sha256": ""}, "cases": cases}))
 
 
-def test_masks_of_an_earlier_run_among_the_inputs_are_passed_over(tmp_path):
+def test_masks_of_an_earlier_run_among_the_inputs_are_passed_over(tmp_path, monkeypatch):
+    read = []
+    monkeypatch.setattr("app.record.read_record", lambda path: (read.append(path), read_record(path))[1])
     folder = touch(tmp_path / "in", "X_0000.nii.gz", "X.nii.gz", "Y_0000.nii.gz", "Y.nii.gz")
     Series().write(folder / "Z")
     touch(folder, "Z.nii.gz")
@@ -183,6 +186,7 @@ def test_masks_of_an_earlier_run_among_the_inputs_are_passed_over(tmp_path):
     record_masks(folder, "X", "Y", "Z")
     cases = find_cases([folder], folder)
     assert [case.input.name for case in cases] == ["X_0000.nii.gz", "Y_0000.nii.gz", "Z"]
+    assert len(read) == 1  # a record of many cases has many megabytes
     (folder / "Y.nii.gz").write_text("another one")
     assert "would both write Y.nii.gz" in usage_error([folder], folder)
 
@@ -219,6 +223,10 @@ def test_dicom_files_that_are_named_are_the_series_they_hold(tmp_path, monkeypat
     assert (case.name, case.files) == ("enhanced", (enhanced,))
     (case,) = find_cases(files, tmp_path)
     assert (case.name, case.files) == ("in", tuple(files))
+    lines = []
+    mr = Series(number=3, tags={"Modality": "MR"}).write(tmp_path / "mr")
+    assert names(find_cases([*files, mr[0]], tmp_path, lines.append)) == ["in"]
+    assert lines == [f"{tmp_path / 'in'}; passed over, no slices of an axial CT: 1 MR"]
     message = usage_error([files[0]], tmp_path)
     assert "give the folder of its slices; passed over, no slices of an axial CT: 1 image of a CT series" in message
     (tmp_path / "in" / "DICOMDIR").write_bytes(b"not looked into")

@@ -1,8 +1,10 @@
 """DICOM series to volumes: found by content, laid as dcm2niix lays them, or refused with the cause."""
 
+import ctypes
 import hashlib
 import os
 import random
+import resource
 import shutil
 import subprocess
 import sys
@@ -15,6 +17,7 @@ import pytest
 import SimpleITK as sitk
 from pydicom.filewriter import correct_ambiguous_vr
 from pydicom.uid import (
+    DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
     ImplicitVRLittleEndian,
     MultiFrameGrayscaleWordSecondaryCaptureImageStorage,
@@ -222,7 +225,7 @@ def test_what_is_no_slice_of_an_axial_volume_is_passed_over(tmp_path):
         7: {"orientation": CORONAL},
         8: {"orientation": SAGITTAL},
         9: {"hu": distinct_hu(1)},
-        10: {"tags": {"ImagePositionPatient": None}},
+        10: {"tags": {"ImagePositionPatient": None, "ImageOrientationPatient": None}},  # a screenshot
         11: {"tags": {"PixelData": None}},
         12: {"tags": {"SamplesPerPixel": 3}},
     }
@@ -242,11 +245,46 @@ def test_what_is_no_slice_of_an_axial_volume_is_passed_over(tmp_path):
     }
 
 
+@pytest.mark.parametrize(
+    ("tags", "cause"),
+    [
+        ({"ImagePositionPatient": None}, "it has no ImagePositionPatient: where it lies is not known"),
+        ({"ImageOrientationPatient": None}, "it has no ImageOrientationPatient: where it lies is not known"),
+        ({"PixelSpacing": None}, "it has no PixelSpacing: where it lies is not known"),
+        ({"PixelSpacing": [0, 0]}, "its PixelSpacing is not positive"),
+    ],
+)
+def test_a_series_that_does_not_say_where_it_lies_is_refused_not_passed_over(tmp_path, tags, cause):
+    files = Series(tags=tags).write(tmp_path / "in")
+    assert refusal(files).endswith(f"'{files[0].name}': {cause}")
+    good = Series().write(tmp_path / "half")
+    assert refusal([good[0], *Series(tags=tags).write(tmp_path / "half")[1:]]).endswith(cause)
+
+
+@pytest.mark.parametrize(
+    ("text", "number"), [("1598734612", 1598734612), (" 7 ", 7), ("-7", None), ("7.5", None), ("9" * 5000, None)]
+)
+def test_no_series_is_refused_for_its_number(tmp_path, text, number):
+    files = Series().write(tmp_path / "in")
+    for path in files:
+        image = pydicom.dcmread(path)
+        image.add(pydicom.DataElement("SeriesNumber", "LO", text, validation_mode=pydicom.config.IGNORE))
+        image.save_as(path)
+    (series,), _ = find_series(files)
+    assert series.number == number and not series.damaged
+    assert np.array_equal(file_order(read_series(series)).T[:, ::-1], distinct_hu())
+
+
 def test_files_that_cannot_be_read_are_not_passed_over(tmp_path):
     files = Series().write(tmp_path / "in")
     cut = tmp_path / "in" / "cut"
     cut.write_bytes(files[4].read_bytes()[:300])
-    assert "1 files that cannot be read, 'cut' among them: lost slices?" in refusal([*files[:4], cut])
+    cause = "1 files that cannot be read, 'cut' among them (truncated: it ends inside its header): lost slices?"
+    assert cause in refusal([*files[:4], cut])
+    image = pydicom.dcmread(files[4])
+    image.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+    pydicom.dcmwrite(files[4], image)
+    assert "(deflated DICOM is not read: convert it to explicit little endian): lost slices?" in refusal(files)
     alone = tmp_path / "alone" / "cut"
     alone.parent.mkdir()
     shutil.copy(cut, alone)
@@ -340,6 +378,41 @@ def test_compressed_pixels_that_lie_about_their_size_take_no_memory(tmp_path):
     at = raw.index(size, raw.index(b"\xe0\x7f\x10\x00"))
     files[0].write_bytes(raw[:at] + b"\0\1\0\x20\0\1\0\x18" + raw[at + len(size) :])
     assert "GDCM cannot decode its pixels (1.2.840.10008.1.2.4.90): refused" in refusal(files)
+
+
+def test_a_compressed_series_in_a_folder_whose_name_is_not_utf8(tmp_path):
+    files = Series(hu=distinct_hu(2)).write(tmp_path / os.fsdecode(b"M\xfcller"))
+    expected = read(files).hu
+    plain = shutil.copy(files[0], tmp_path / "plain")
+    subprocess.run([TOOLS / "gdcmconv", "--rle", plain, files[0]], check=True, capture_output=True)
+    assert np.array_equal(read(files).hu, expected)
+
+
+def test_a_decoder_needs_no_more_memory_where_there_are_more_cpus(tmp_path):
+    """The BLAS of numpy starts a thread for each CPU, which reserves 40 MB of what the decoder may have."""
+    path = Series(hu=distinct_hu(2)).write(tmp_path / "in")[0]
+    subprocess.run([TOOLS / "gdcmconv", "--rle", path, path], check=True, capture_output=True)
+    with app.gdcm.Decoder() as decoder:
+        decoder.decode(path, 1, 24 * 32)
+        status = Path(f"/proc/{decoder._process.pid}/status").read_text()
+    assert "\nThreads:\t1\n" in status
+
+
+def test_a_decoder_lives_with_a_limit_that_it_cannot_raise(tmp_path):
+    """As batch systems set it; a container's root may not raise it either."""
+
+    def limited():
+        ctypes.CDLL(None).prctl(24, 24, 0, 0, 0)  # PR_CAPBSET_DROP, CAP_SYS_RESOURCE
+        resource.setrlimit(resource.RLIMIT_AS, (8 << 30, 8 << 30))
+
+    path = Series(hu=distinct_hu(2)).write(tmp_path / "in")[0]
+    subprocess.run([TOOLS / "gdcmconv", "--rle", path, path], check=True, capture_output=True)
+    code = (
+        "import pathlib, sys\nfrom app.gdcm import Decoder\n"
+        "with Decoder() as decoder: print(decoder.decode(pathlib.Path(sys.argv[1]), 1, 24 * 32).sum())"
+    )
+    run = subprocess.run([sys.executable, "-c", code, path], preexec_fn=limited, capture_output=True, text=True)
+    assert (run.stdout, run.stderr) == (f"{distinct_hu(2)[0].sum()}\n", "")
 
 
 def test_a_decoder_that_crashes_ends_the_series_alone(tmp_path, monkeypatch):

@@ -86,7 +86,7 @@ def test_what_the_record_says(tmp_path, run_case):
     assert entry["spacing_mm_zyx"] == [5.0, 0.75, 0.75]
     clipped = np.clip(hu, -100, 1000)
     assert (entry["mean_hu"], entry["std_hu"]) == pytest.approx((clipped.mean(), clipped.std()))
-    assert list(entry["seconds"]) == ["preprocess", "segment", "postprocess", "write", "assess", "preview"]
+    assert list(entry["seconds"]) == ["preprocess", "segment", "postprocess", "assess", "preview", "write"]
     assert entry["warnings"] == []
     assert entry["slices_per_slab"] == 1
     labels = mask_array(mask).T

@@ -90,12 +90,13 @@ def bare_path(tmp_path):
     return folder
 
 
-def fake_python(path, version_ok=True, venv_ok=True, pip_ok=True):
+def fake_python(path, version_ok=True, venv_ok=True, pip_ok=True, locks=True):
     """A python3 whose venv is itself and whose pip notes that it was called; it runs the program with the real one."""
     path.write_text(
         f"""#!{SHELL}
 case "$*" in
   *version_info*) exit {0 if version_ok else 1} ;;
+  *fcntl.flock*) {f'exec "{sys.executable}" "$@"' if locks else 'echo "OSError: [Errno 38]" >&2; exit 1'} ;;
   *ensurepip*) exit {0 if venv_ok else 1} ;;
   "-m venv "*) mkdir -p "$3/bin"; cp "$0" "$3/bin/python"; chmod +x "$3/bin/python" ;;
   "-m pip "*) echo "pip $*" >> "{path.parent}/calls"; exit {0 if pip_ok else 1} ;;
@@ -180,9 +181,16 @@ def test_of_two_first_runs_at_once_one_installs_and_the_other_waits(tree, elsewh
     slow_python(bare_path / "python3", seconds=1)
     runs = [start(tree / "predict.sh", elsewhere, bare_path) for _ in range(3)]
     results = [(*run.communicate(timeout=60), run.returncode) for run in runs]
-    assert [(out, status) for out, _, status in results] == [(f"{elsewhere}\nx\n", 7)] * 3
+    assert [(out, status) for out, _, status in results] == [(f"{elsewhere}\nx\n", 7)] * 3, results
     assert sorted("first run" in err for _, err, _ in results) == [False, False, True]
     assert len(calls(bare_path)) == 2  # one pip, and its end
+
+
+def test_where_files_cannot_be_locked_it_installs_all_the_same(tree, elsewhere, bare_path):
+    fake_python(bare_path / "python3", locks=False)
+    run = predict(tree / "predict.sh", "x", cwd=elsewhere, path=bare_path)
+    assert (run.returncode, run.stdout) == (7, f"{elsewhere}\nx\n")
+    assert "Errno" not in run.stderr and len(calls(bare_path)) == 1
 
 
 def test_a_first_run_that_is_killed_holds_up_no_other(tree, elsewhere, bare_path):

@@ -1,5 +1,7 @@
 """Which side is where, to scale, in the organs' colours."""
 
+import os
+
 import numpy as np
 import pytest
 import SimpleITK as sitk
@@ -71,6 +73,12 @@ def test_the_slice_with_the_most_organs_is_shown(tmp_path):
     axial, _ = picture(tmp_path, hu, labels, (1.0, 1.0, 1.0))
     colours = {organ.label for organ in ORGANS if (axial == organ.colour).all(axis=2).any()}
     assert colours == {5, 6}
+
+
+def test_a_name_that_is_not_utf8(tmp_path):
+    path = tmp_path / os.fsdecode(b"M\xfcller.png")
+    write_preview(path, np.zeros((3, 8, 8), np.int16), np.zeros((3, 8, 8), np.uint8), (1.0, 1.0, 1.0))
+    assert sitk.ReadImage(path.rename(tmp_path / "plain.png")).GetSize() == (2 * HEIGHT_PX, HEIGHT_PX)
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1), (1, 40, 40), (40, 1, 5), (2, 3, 90)])

@@ -126,6 +126,31 @@ def test_quiet_on_a_terminal(terminal):
     assert re.fullmatch(DATED.pattern + "look\n", terminal())
 
 
+def test_a_terminal_that_goes_away_does_not_end_the_run(monkeypatch):
+    """Its user logged out, and the run went on in the background."""
+    monkeypatch.setenv("TERM", "xterm")
+    master, slave = pty.openpty()
+    stderr = os.fdopen(slave, "w", buffering=1)
+    monkeypatch.setattr(module, "sys", SimpleNamespace(stderr=stderr))
+    monkeypatch.setattr(logging, "raiseExceptions", False)  # logging would tell stderr of its own failure
+    progress = Progress(2, quiet=False)
+    progress.reading()
+    assert progress.bar
+    os.close(master)
+    progress.start("a")
+    logging.getLogger("app").warning("look")
+    progress.slices(1, 2)
+    progress.clear()
+    assert not progress.bar
+    with pytest.raises(OSError, match="Input/output error"):  # nobody is there
+        stderr.close()
+
+
+def test_without_a_stderr_there_is_no_bar(monkeypatch):
+    monkeypatch.setattr(module, "sys", SimpleNamespace(stderr=None))
+    assert not halfway(Progress(1, quiet=False)).bar
+
+
 def test_elsewhere_dated_lines_alone(capsys):
     progress = halfway(Progress(2, quiet=False))
     logging.getLogger("app.segment").info("one")
