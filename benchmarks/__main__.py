@@ -45,9 +45,11 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--threads", type=count, default=2, help="(default: %(default)s)")
-    parser.add_argument("--minutes", type=amount, help="shorter benchmarks, and none after so many minutes")
+    parser.add_argument("--minutes", type=amount, help="shorter benchmarks, on a CPU toys; none after so many minutes")
     parser.add_argument("--results", type=Path, help="folder for the result files (default: results/)")
     options = parser.parse_args(arguments)
+    if options.minutes and options.device == "cpu" and not options.results:
+        parser.error("on a CPU --minutes is a rehearsal, of scans too small to tell a speed: give it --results")
     end_s = time.monotonic() + 60 * options.minutes if options.minutes else float("inf")
     failed = []
     # A process each: what one leaves on the card, the next would count.

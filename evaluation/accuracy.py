@@ -123,7 +123,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--workers", type=int, default=usable_cpus(), help="processes (default: one per CPU)")
     parser.add_argument(
         "--minimum-dsc", type=float, default=MINIMUM_DSC, metavar="DSC",
-        help="NSD is 0 where DSC is below (default: %(default)s; 0 for the script published for FLARE22)",
+        help="NSD is 0 where DSC is below (default: %(default)s; 0 for older versions of FLARE22's script)",
     )  # fmt: skip
     arguments = parser.parse_args(argv)
     if arguments.output.suffix != ".csv":

@@ -18,7 +18,7 @@ from evaluation.surface import check_masks, normalised_surface_dice
 
 TOLERANCES_MM = {1: 5, 2: 3, 3: 3, 4: 5, 5: 2, 6: 2, 7: 2, 8: 2, 9: 2, 10: 3, 11: 5, 12: 7, 13: 3}  # by label
 SCORED_ON_TRUTH_SLICES = {5, 6, 10}  # aorta, IVC, esophagus go on beyond the slices that were annotated
-MINIMUM_DSC = 0.2  # below it NSD is 0 unseen (FLARE24's rule; FLARE23 has 0.1, the script published for FLARE22 none)
+MINIMUM_DSC = 0.2  # below it NSD is 0 unseen (FLARE22's newest script; an older one lacks it, FLARE23's has 0.1)
 METRICS = ("DSC", "NSD")
 
 

@@ -299,6 +299,9 @@ def test_all_in_one_go(monkeypatch, capsys):
     on_cpu = Runs(monkeypatch)
     assert on_cpu.module.main([]) == 0
     assert on_cpu.names == ["benchmarks.cold_case", "benchmarks.network", "benchmarks.scaling"]
+    with pytest.raises(SystemExit):  # toys in place of the results
+        on_cpu.module.main(["--minutes", "3"])
+    assert "give it --results" in capsys.readouterr().err
 
 
 def test_a_short_visit_names_what_it_did_not_reach(monkeypatch, capsys, tmp_path):

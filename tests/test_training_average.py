@@ -102,3 +102,9 @@ def test_only_runs_of_one_stage_have_a_mean(runs, tmp_path):
         with pytest.raises(ValueError, match=r"other.pt is damaged"):
             average([seed1, other])
     assert average([first, seed1])["mean_of"] == ["seed 1", "the stage before"]
+    slower = {**state, "config": {**state["config"], "stop_after_s": 540.0, "log_every": 5, "workers": 9}}
+    checkpoint.save(slower, other)
+    assert average([seed1, other])["mean_of"] == ["seed 1", "seed 2"]
+    checkpoint.save({**state, "data": {**state["data"], "annotated": [1, 12]}}, other)
+    with pytest.raises(ValueError, match=r"other.pt learned other organs than .*start.pt knows"):
+        average([*paths(runs[0], "start.pt"), other])

@@ -3,6 +3,7 @@ import hashlib
 import json
 import subprocess
 
+import numpy as np
 import pytest
 import torch
 
@@ -131,8 +132,11 @@ def test_crossvalidation_scores_only_patients_never_seen(trained, path, tmp_path
     leaking = {**state, "config": {**state["config"], "fold": 1}, "stages": checkpoint.stages(state)}
     leaking["data"] = {**state["data"], "patients": ["p0", "p2"]}
     checkpoint.save(leaking, tmp_path / "leak.pt")
-    with pytest.raises(ValueError, match="p1 of its fold were trained on"):
+    with pytest.raises(ValueError, match="p1 of fold 1 were trained on"):
         crossvalidate.score(tmp_path / "leak.pt", None, torch.device("cpu"))
+    folds = {"fold": 1, "folds": str(trained / "folds.json")}
+    with pytest.raises(ValueError, match="p1 of fold 1 were trained on"):
+        Run(config(trained / "store", tmp_path / "next", init=str(path), **folds))
 
 
 def test_hand_worked_summary():
@@ -157,6 +161,10 @@ def test_model_card_says_what_the_files_say(path, tmp_path):
     older = {key: value for key, value in fold["stages"][0]["config"].items() if key != "drawn_organs"}
     before = {**scores, "folds": [{**fold, "stages": [{**fold["stages"][0], "config": older}]}]}
     assert "the same recipe" in model_card.card(content, "", "", before)  # a setting that was its default is none
+    older["cutmix"] = False
+    assert "another recipe" in model_card.card(content, "", "", before)
+    assert "| cutmix | True |" in text and "| fold |" not in text and "| without labels |" not in text
+    assert "| other cases; not recorded | 1 | 1 |" in text
     content["info"]["training"]["patients"] += ["quality_phantom_0000"]
     assert "\n- 2 patients are few" in model_card.card(content, "", "", scores)
     other = {**scores, "folds": [{**fold, "stages": fold["stages"] * 2}]}
@@ -167,6 +175,8 @@ def test_model_card_says_what_the_files_say(path, tmp_path):
 @pytest.fixture
 def table3_base(trained, tmp_path):
     add_case(trained / "store", "p3", *phantom(3, 32))
+    hu, labels, spacing_mm = phantom(4, 32)
+    add_case(trained / "store", "head", hu[:1], np.zeros_like(labels[:1]), spacing_mm)
     return config(trained / "store", tmp_path / "runs", fold=0, folds=str(trained / "folds.json"), epochs=1)
 
 

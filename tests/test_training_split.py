@@ -71,9 +71,11 @@ def test_describe_is_plain_and_whole(store):
     }
 
 
-def test_heads_and_limbs_do_not_say_what_size_organs_were_seen_at(tmp_path):
+def test_only_cases_with_organs_say_what_size_these_were_seen_at(tmp_path):
     hu = np.zeros((3, 16, 16), np.int16)
     add_case(tmp_path, "a", hu[:1], np.ones((1, 16, 16), np.uint8), (3.0, 0.7, 0.8))
     add_case(tmp_path, "head", hu, np.zeros(hu.shape, np.uint8), (8.5, 0.4, 1.2))
-    described = describe(split(read_cases(tmp_path), config(tmp_path, tmp_path, lambda_=0.0)))
-    assert (described["spacing_mm"], described["slice_mm"]) == ([0.7, 0.8], 3.0)
+    add_case(tmp_path, "unlabelled", hu, None, (5.0, 0.5, 1.0))
+    for lambda_ in (0.0, 0.5):
+        described = describe(split(read_cases(tmp_path), config(tmp_path, tmp_path, lambda_=lambda_)))
+        assert (described["spacing_mm"], described["slice_mm"]) == ([0.7, 0.8], 3.0)

@@ -207,6 +207,9 @@ def test_branches_start_by_seed_or_from_checkpoints(store, tmp_path, capsys):
     assert not capsys.readouterr().out
     Run(config(store, tmp_path / "one", init=str(runs[0].path)))
     assert "1 branch for 2" in capsys.readouterr().out
+    both.save()
+    with pytest.raises(ValueError, match="3 branches for 2; export the one that is meant"):
+        Run(config(store, tmp_path / "three", init=f"{both.path},{runs[0].path}"))
 
 
 def test_by_the_clock_the_schedule_ends_when_the_time_does(store, tmp_path, monkeypatch):
@@ -240,6 +243,8 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_checkpoint(store, 
         run.branches[0].classifier.bias[3] = torch.nan
     with pytest.raises(FloatingPointError, match="step 1"):
         run.train()
+    with pytest.raises(FloatingPointError, match="weights are no longer finite"):  # losses are read now and then
+        run.save()
     kept = checkpoint.load(tmp_path / checkpoint.FILE_NAME)
     assert kept["step"] == 0 and torch.isfinite(kept["branches"][0]["classifier.bias"]).all()
 

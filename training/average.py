@@ -18,10 +18,11 @@ def average(paths: list[Path]) -> dict:
     """A checkpoint of each branch's mean, to export, to cross-validate or to start from; it cannot be resumed.
 
     Args:
-        paths: Checkpoints with as many branches each, or exported weights, which have one.
+        paths: Checkpoints with as many branches each; what they started from may be exported weights, which have one.
 
     Raises:
-        ValueError: Fewer than two files, one run twice, or runs that differ in more than seed or lack a common start.
+        ValueError: Fewer than two files, one run twice, or runs that differ in more than seed, lack a common start or
+            know more organs than that.
     """
     if len(paths) < 2:
         raise ValueError("a mean takes two files at least")
@@ -33,6 +34,8 @@ def average(paths: list[Path]) -> dict:
     origins = []
     for path, (other, stages) in zip(paths, members, strict=True):
         if stages == before:
+            if (before[-1]["data"] or stage["data"])["annotated"] != stage["data"]["annotated"]:
+                raise ValueError(f"{latest} learned other organs than {path} knows: half of each is no mean")
             origins.append("the stage before")
         elif stages[:-1] == before and _but_for_seed(stages[-1]) == _but_for_seed(stage):
             origins.append(f"seed {stages[-1]['config']['seed']}")
@@ -67,7 +70,7 @@ def _mean(branches: tuple[dict[str, Tensor], ...]) -> dict[str, Tensor]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m training.average", description=__doc__.splitlines()[0])
-    parser.add_argument("checkpoints", type=Path, nargs="+", help="or exported weights")
+    parser.add_argument("checkpoints", type=Path, nargs="+", help="what they started from may be exported weights")
     parser.add_argument("-o", "--output", type=Path, required=True, help="checkpoint to write")
     arguments = parser.parse_args()
     try:

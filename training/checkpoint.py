@@ -21,11 +21,11 @@ import torch
 from torch import Tensor
 
 from evaluation.output import whole_file
+from training.config import OF_ONE_MACHINE
 
 FILE_NAME = "checkpoint.pt"
 FORMAT = 2  # a reader of another format says so and stops: runs last days, and nobody needs old ones
 _STAGE = ("config", "data", "step", "validation", "mean_of")
-_OF_ONE_MACHINE = ("store", "out", "folds", "init", "device", "workers", "resident")  # they mean nothing elsewhere
 
 
 def save(state: dict, path: Path) -> None:
@@ -103,7 +103,7 @@ def load_branches(path: Path) -> tuple[list[dict[str, Tensor]], list[dict]]:
 
 def stages(state: dict) -> list[dict]:
     """The runs that made a checkpoint, itself last, without what means nothing on another machine."""
-    config = {key: value for key, value in state["config"].items() if key not in _OF_ONE_MACHINE}
+    config = {key: value for key, value in state["config"].items() if key not in OF_ONE_MACHINE}
     return [*state["stages"], {**{key: state.get(key) for key in _STAGE}, "config": config}]
 
 

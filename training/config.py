@@ -63,8 +63,10 @@ class Config:
     # Sampling and augmentation (section 2.1)
     organ_share: float = setting(0.0, "share of labelled samples drawn by organ (uniform), crop centred on it")
     drawn_organs: str = setting("1-13", "which organs those samples are drawn for: 4-8,12 or pancreas,LAG")
-    true_hu_share: float = setting(0.0, "share of labelled samples drawn from cases whose HU are not saturated")
-    negative_share: float = setting(0.0, "share of labelled samples drawn from cases without any organ: heads, limbs")
+    true_hu_share: float = setting(
+        0.0, "share of labelled samples drawn only from cases whose HU are not saturated; others come from all"
+    )
+    negative_share: float = setting(0.0, "the same of cases without any organ: heads, limbs")
     negative_rotation_deg: float = setting(180.0, "rotation_deg of these cases: few heads must stand for many")
     negative_zoom: float = setting(2.0, "zoom of these cases")
     empty_share: float = setting(0.15, "share of empty slices, in cases with organs: unseen, they fill with liver")
@@ -112,13 +114,13 @@ class Config:
         require(min(shares) >= 0 and sum(shares) <= 1, "the shares by organ, true HU and negative must add up to 0..1")
 
 
-# What may differ when a run goes on from its checkpoint. Only the first line changes what is learned: a longer or
-# shorter run has the schedule of its new length.
-FREE = (
-    *("epochs", "train_s"),
+# What changes nothing that is learned.
+OF_ONE_MACHINE = (
     *("store", "out", "folds", "init", "device", "workers", "resident", "compile"),
     *("stop_after_s", "log_every", "validate_every_epochs", "checkpoint_every_s"),
 )
+# What may differ when a run goes on from its checkpoint: a longer or shorter one has the schedule of its new length.
+FREE = ("epochs", "train_s", *OF_ONE_MACHINE)
 
 
 def changed(before: dict, now: Config) -> list[str]:

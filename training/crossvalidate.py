@@ -14,7 +14,7 @@ from app.network import DeepLabV3Plus
 from evaluation.output import write_json
 from training import checkpoint, results
 from training.config import Config, from_dict
-from training.split import split
+from training.split import check_unseen, split
 from training.store import Case, read_cases
 from training.validate import validate
 
@@ -28,12 +28,7 @@ def held_out(state: dict, config: Config) -> list[Case]:
     if config.fold == -1:
         raise ValueError("trained on all patients: nobody is held out")
     cases = split(read_cases(Path(config.store)), config).validation
-    for stage in checkpoint.stages(state):
-        if stage["data"] is None and stage["config"]["fold"] != config.fold:
-            raise ValueError("it started from a run of another fold")
-        seen = {case.patient for case in cases} & set((stage["data"] or {}).get("patients", ()))
-        if seen:
-            raise ValueError(f"{', '.join(sorted(seen))} of its fold were trained on in an earlier stage")
+    check_unseen(cases, checkpoint.stages(state), config.fold)
     return cases
 
 

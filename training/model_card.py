@@ -18,7 +18,7 @@ from evaluation.output import write_text
 from evaluation.paper import TABLE_3
 from evaluation.tables.accuracy import crossvalidation
 from evaluation.tables.markdown import markdown
-from training.config import Config
+from training.config import OF_ONE_MACHINE, Config
 
 PHANTOM = "quality_phantom"
 # By the beginning of a case's name: source, licence.
@@ -37,19 +37,13 @@ SOURCES = {
     PHANTOM: ("synthetic phantoms without organs, `training.phantom --quality`", "this project's"),
     "FLARE22": ("FLARE22 challenge", "the challenge's terms"),
 }
-STAGE_SETTINGS = (
-    *("branches", "lambda_", "lambda_warmup_share", "min_confidence", "strong_views"),
-    *("dice_weight", "crop_size", "crop_px", "labelled_per_batch", "unlabelled_per_batch"),
-    *("optimiser", "lr", "momentum", "weight_decay", "epochs", "train_s", "warmup_epochs", "warmup_share"),
-    *("organ_share", "drawn_organs", "true_hu_share", "negative_share"),
-    *("rotation_deg", "zoom", "warp_px", "phase_share"),
-    *("noise_hu", "blur", "statistics_jitter", "seed"),
-)
+OTHER_SOURCES = ("other cases", "not recorded")
+NO_SETTINGS = {*OF_ONE_MACHINE, "fold"}  # of a recipe
 
 
 def source(name: str) -> str:
-    """Key into SOURCES for a case's name, or the name itself."""
-    return next((prefix for prefix in SOURCES if name.startswith(prefix)), name)
+    """Key into SOURCES for a case's name; "" if none fits."""
+    return next((prefix for prefix in SOURCES if name.startswith(prefix)), "")
 
 
 def data_table(stages: list[dict]) -> str:
@@ -61,19 +55,20 @@ def data_table(stages: list[dict]) -> str:
                 counts.setdefault(source(name), {"labelled": set(), "unlabelled": set()})[kind].add(name)
     rows = []
     for key, kinds in counts.items():
-        name, licence = SOURCES.get(key, (key, "not recorded"))
+        name, licence = SOURCES.get(key, OTHER_SOURCES)
         rows.append([f"{name}; {licence}", len(kinds["labelled"]), len(kinds["unlabelled"])])
     return markdown(["source; licence", "cases with labels", "cases without"], rows)
 
 
 def stage_table(stages: list[dict]) -> str:
+    """All settings, under the names that they had."""
     head = ["setting", *(f"stage {k + 1}" for k in range(len(stages)))]
     rows = [["steps", *(stage["step"] for stage in stages)]]
-    rows += [
-        [key.rstrip("_").replace("_", " "), *(stage["config"].get(key, "") for stage in stages)]
-        for key in STAGE_SETTINGS
-        if any(key in stage["config"] for stage in stages)  # settings had other names in earlier runs
+    recorded = dict.fromkeys(key for stage in reversed(stages) for key in stage["config"] if key not in NO_SETTINGS)
+    settings = [
+        [key.rstrip("_").replace("_", " "), *(stage["config"].get(key, "") for stage in stages)] for key in recorded
     ]
+    rows += [row for row in settings if any(value != "" for value in row[1:])]
     if any(stage.get("mean_of") for stage in stages):
         rows.append(["mean of the weights of", *(", ".join(stage.get("mean_of") or ["-"]) for stage in stages)])
     return markdown(head, rows)
@@ -83,12 +78,11 @@ def recipe_note(shipped: list[dict], folds: list[dict]) -> str:
     """Whether the cross-validated networks were trained as the shipped one was."""
     defaults = dataclasses.asdict(Config())  # of settings that there were not yet
 
-    def recipe(stages: list[dict]) -> list[list]:
+    def recipe(stages: list[dict]) -> list[tuple]:
         configs = [{**defaults, **stage["config"]} for stage in stages]
-        return [
-            [len(stage.get("mean_of") or []), *(config.get(key) for key in STAGE_SETTINGS if key != "seed")]
-            for stage, config in zip(stages, configs, strict=True)
-        ]
+        settings = [{k: v for k, v in config.items() if k not in {*NO_SETTINGS, "seed"}} for config in configs]
+        members = [len(stage.get("mean_of") or []) for stage in stages]
+        return list(zip(settings, members, strict=True))
 
     def steps(stages: list[dict]) -> str:
         return " + ".join(str(stage["step"]) for stage in stages)

@@ -3,7 +3,6 @@
 2,600 slices of 512x512 take 2 GB: int16 HU and uint8 labels.
 """
 
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -29,14 +28,9 @@ class ResidentBatches:
         count, frame_px = len(sampler.entries), sampler.frame_px
         self.hu = torch.empty((count, frame_px, frame_px), dtype=torch.int16, device=device)
         self.labels = torch.empty((count, frame_px, frame_px), dtype=torch.uint8, device=device)
-
-        def read(i: int) -> None:
-            case, z = sampler.entries[i]
+        for i, (case, z) in enumerate(sampler.entries):  # 1.3 ms a slice; threads would wait for each other
             hu, labels = read_framed(store, case, z, frame_px)
             self.hu[i], self.labels[i] = torch.from_numpy(hu), torch.from_numpy(labels)
-
-        with ThreadPoolExecutor() as pool:
-            list(pool.map(read, range(count)))
 
     def batch(self, step: int) -> Batch:
         plan = each(lambda values: self._moved(values[self.mine]), self.sampler.plan(step))

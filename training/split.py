@@ -48,11 +48,26 @@ def split(cases: list[Case], config: Config) -> Cases:
     return Cases(labelled, unlabelled if config.lambda_ else [], validation)
 
 
+def check_unseen(cases: list[Case], stages: list[dict], fold: int) -> None:
+    """Whether the cases of a fold may score what came from these runs (`training.checkpoint.stages`).
+
+    Raises:
+        ValueError: One of the runs saw a patient, or that cannot be told.
+    """
+    patients = {case.patient for case in cases}
+    for stage in stages:
+        if stage["data"] is None and stage["config"]["fold"] != fold:
+            raise ValueError("it started from a run of another fold")
+        if seen := patients & set((stage["data"] or {}).get("patients", ())):
+            raise ValueError(f"{', '.join(sorted(seen))} of fold {fold} were trained on in an earlier stage")
+
+
 def describe(cases: Cases) -> dict:
     """What was trained on, as plain types, for checkpoints and exported weights."""
     training = [*cases.labelled, *cases.unlabelled]
-    # What size organs have, and how thick their slices are, is learned from cases that may show some.
-    bodies = [case for case in training if not case.negative] or training
+    # What size organs have, and how thick their slices are, is learned from cases whose labels show some: with and
+    # without unlabelled cases, networks are scored alike.
+    bodies = [case for case in cases.labelled if not case.negative] or cases.labelled
     spacings = [spacing for case in bodies for spacing in case.spacing_mm[1:]]
     slice_mm = [case.spacing_mm[0] for case in bodies for _ in range(case.shape[0])]
     return {

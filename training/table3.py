@@ -37,7 +37,7 @@ def arm_config(base: Config, labelled: list[str], arm: str, seed: int) -> Config
 
     Args:
         base: Of all runs.
-        labelled: Patients whose labels are used; of all others with labels only the images are. Empty: all.
+        labelled: Patients whose labels are used; of all others with organs only the images are. Empty: all.
         arm: Of ARMS.
         seed: Of the run.
 
@@ -45,7 +45,7 @@ def arm_config(base: Config, labelled: list[str], arm: str, seed: int) -> Config
         ValueError: A patient who shall be labelled is not in the store, or validates; or nobody does.
     """
     cases = read_cases(Path(base.store))
-    with_labels = {case.patient for case in cases if case.annotated}
+    with_labels = {case.patient for case in cases if case.annotated and not case.negative}
     division = split(cases, base)
     if not division.validation:
         raise ValueError("--fold must name a fold: nobody would validate")

@@ -33,7 +33,7 @@ from training.precision import mixed_precision
 from training.resident import ResidentBatches
 from training.sampling import Sampler
 from training.schedule import learning_rate, warm_up
-from training.split import describe, split
+from training.split import check_unseen, describe, split
 from training.store import read_cases
 from training.validate import validate
 
@@ -75,6 +75,7 @@ class Run:
         resumed = checkpoint.load(self.path) if self.path.exists() else None
         if config.init and not resumed:
             self._start_from()
+            check_unseen(self.validation_cases, self.stages, config.fold)
         for branch in self.branches:
             branch.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's gap
         self.optimisers = [_optimiser(branch, config) for branch in self.branches]
@@ -95,10 +96,16 @@ class Run:
         return torch.compile(branch) if self.config.compile else branch  # type: ignore[return-value]  # it is a Module
 
     def _start_from(self) -> None:
-        """Load `init`: as many branches as it has, then the first again."""
+        """Load `init`: as many branches as it has, then the first again.
+
+        Raises:
+            ValueError: It has more branches than are trained: which are meant?
+        """
         loaded = [checkpoint.load_branches(Path(path)) for path in self.config.init.split(",")]
         states = [state for states, _ in loaded for state in states]
         self.stages = list(itertools.chain.from_iterable(stages for _, stages in loaded))
+        if len(states) > len(self.branches):
+            raise ValueError(f"--init: {len(states)} branches for {len(self.branches)}; export the one that is meant")
         if len(states) < len(self.branches) and not self.rank:
             print(f"{len(states)} branch for {len(self.branches)}: they start equal, only dropout and CutMix part them")
         for branch, state in zip(self.branches, itertools.cycle(states), strict=False):
@@ -128,9 +135,15 @@ class Run:
         self.validation, self.stages = state["validation"] or {}, state["stages"]
 
     def save(self) -> None:
-        """Write the checkpoint, on the first process."""
+        """Write the checkpoint, on the first process.
+
+        Raises:
+            FloatingPointError: A weight is no longer finite; the last checkpoint stands.
+        """
         if self.rank:
             return
+        if not all(parameter.isfinite().all() for branch in self.branches for parameter in branch.parameters()):
+            raise FloatingPointError(f"step {self.step}: weights are no longer finite")
         state = {
             "config": dataclasses.asdict(self.config),
             "data": self.data,
