@@ -2,7 +2,7 @@
 FROM debian:bookworm-slim
 
 # torch's version decides the CUDA generation and with it the oldest driver (docs/images.md); every version has a
-# lock. Where pip's index has its CPU build too, the image gets that one.
+# lock, the newest also of its CPU build, which the image gets where pip's index has it.
 ARG TORCH_VERSION=2.13.0
 ARG PIP_INDEX_URL
 ARG PIP_EXTRA_INDEX_URL
@@ -15,7 +15,8 @@ COPY locks /opt/locks
 # Only files with the lock's hashes are installed; pip itself is not needed then, nor what is for compilers and the
 # packages' own tests. A read-only root cannot compile: every .pyc is made here, or each case would pay for it.
 RUN python3 -m venv /opt/venv \
- && if /opt/venv/bin/pip index versions torch 2>/dev/null | grep -qwF "${TORCH_VERSION}+cpu"; then cpu=+cpu; fi \
+ && if [ -f "/opt/locks/torch-${TORCH_VERSION}+cpu.txt" ] \
+    && /opt/venv/bin/pip index versions torch 2>/dev/null | grep -qwF "${TORCH_VERSION}+cpu"; then cpu=+cpu; fi \
  && /opt/venv/bin/pip install --no-cache-dir --no-compile --require-hashes -r "/opt/locks/torch-${TORCH_VERSION}${cpu:-}.txt" \
  && /opt/venv/bin/pip uninstall -y pip setuptools \
  && cd /opt/venv/lib/python3*/site-packages \

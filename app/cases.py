@@ -133,7 +133,7 @@ def _find_cases(inputs: list[Path], outputs: Path, note: Callable[[str], None]) 
 
 def _cases_below(folder: Path, outputs: Path, note: Callable[[str], None]) -> list[Case]:
     images, dicom = [], []
-    for path in _files_below(folder, outputs):
+    for path in files_below(folder, outputs):
         if _is_image(path):
             images.append(path)
         elif _may_be_dicom(path):
@@ -181,14 +181,15 @@ def _joined(folder: Path, below: Path, *name: str) -> str:
     return "_".join([*below.relative_to(folder).parts, *name]) or folder.resolve().name or "ct"
 
 
-def _files_below(folder: Path, outputs: Path) -> Iterator[Path]:
+def files_below(folder: Path, outputs: Path | None = None) -> Iterator[Path]:
     """Files at any depth, but for hidden ones and those in an outputs folder below."""
     top, seen = folder.resolve(), set()
+    left_out = outputs.resolve() if outputs else None
 
     def goes_into(below: Path) -> bool:
         """Links are followed, but not up, nor twice to one folder."""
         real = below.resolve()
-        if below.name.startswith(".") or real in seen or real == outputs.resolve() or top.is_relative_to(real):
+        if below.name.startswith(".") or real in seen or real == left_out or top.is_relative_to(real):
             return False
         seen.add(real)
         return True
@@ -207,9 +208,12 @@ def _is_image(path: Path) -> bool:
 
 def _may_be_dicom(path: Path) -> bool:
     """Whether a file is DICOM by its content; one that cannot be read may be, and is not passed over in silence."""
-    if _is_image(path) or not path.is_file():
+    named = path.name.lower().endswith(DICOM_SUFFIXES)
+    if not path.is_file():
+        return named and path.is_symlink() and not path.exists()  # a link to a slice that is gone
+    if _is_image(path):
         return False
-    if path.name.lower().endswith(DICOM_SUFFIXES):
+    if named:
         return True
     try:
         with open(path, "rb") as file:

@@ -64,10 +64,10 @@ def find_series(files: Iterable[Path]) -> tuple[list[Series], Counter[str]]:
         try:
             with open(path, "rb") as file:
                 header = read_dicom_header(file)
+            kind = _kind(header)
         except (InputError, OSError) as error:
             damaged.append((path, getattr(error, "strerror", None) or str(error)))
             continue
-        kind = _kind(header)
         if kind != "CT slice":
             others[kind] += 1
             continue
@@ -93,8 +93,10 @@ def find_series(files: Iterable[Path]) -> tuple[list[Series], Counter[str]]:
 
 
 def _kind(header: DicomHeader) -> str:
-    """What an object is, in words for the user."""
+    """What an object is, in words for the user; InputError if it does not even say its class."""
     sop_class, modality = header.text("SOPClassUID"), header.text("Modality")
+    if not (sop_class or modality or header.text("MediaStorageSOPClassUID")):
+        raise InputError("no DICOM object: lost in a transfer?")
     if header.text("MediaStorageSOPClassUID") == _DIRECTORY:
         return "DICOMDIR"
     if f"{sop_class}.".startswith(f"{_SECONDARY_CAPTURE}."):

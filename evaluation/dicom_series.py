@@ -12,6 +12,8 @@ from highdicom.spatial import PixelToReferenceTransformer
 from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
 from pydicom.uid import CTImageStorage, EnhancedCTImageStorage, LegacyConvertedEnhancedCTImageStorage
 
+from app.cases import files_below
+from app.dicomheader import looks_like_dicom
 from app.geometry import LPS_TO_RAS, is_invertible
 from evaluation.masks import Mask
 
@@ -63,14 +65,18 @@ def lay_on_series(mask: Mask, path: Path, number: int | None = None) -> MaskOnSe
     if not fitting:
         raise SeriesError(f"{mask.path} does not lie on {path}: {'; '.join(differences)}")
     if len(fitting) > 1:
-        numbers = ", ".join(str(_number(on_series.images)) for on_series in fitting)
-        raise SeriesError(f"{mask.path} lies on {len(fitting)} series in {path}: choose one by its number ({numbers})")
+        numbers = [_number(on_series.images) for on_series in fitting]
+        advice = f"choose one by its number ({', '.join(map(str, numbers))})"
+        if None in numbers or len(set(numbers)) < len(numbers):
+            folders = [str(Path(on_series.images[0].filename).parent) for on_series in fitting]
+            advice = f"give the folder of one alone ({', '.join(folders)})"
+        raise SeriesError(f"{mask.path} lies on {len(fitting)} series in {path}: {advice}")
     return fitting[0]
 
 
 def _find_series(path: Path) -> list[list[pydicom.Dataset]]:
     """Headers of all CT images, by SeriesInstanceUID, sorted by path."""
-    files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+    files = sorted(file for file in files_below(path) if file.is_file()) if path.is_dir() else [path]
     series: dict[str, list[pydicom.Dataset]] = {}
     for file in files:
         if header := _ct_header(file):
@@ -84,7 +90,10 @@ def _ct_header(file: Path) -> pydicom.Dataset | None:
     A damaged image does not go unnoticed: `_lay` then finds a slice of the mask without an image.
     """
     try:
-        header = pydicom.dcmread(file, stop_before_pixels=True)
+        with open(file, "rb") as stream:
+            if not looks_like_dicom(stream.read(132)):
+                return None
+        header = pydicom.dcmread(file, stop_before_pixels=True, force=True)  # without a preamble too
         list(header)  # decodes every element, and so finds the damaged ones
         is_ct = header.SOPClassUID in (CTImageStorage, *MULTIFRAME_CLASSES)
         return header if is_ct and "LOCALIZER" not in (header.get("ImageType") or ()) else None
@@ -134,6 +143,8 @@ def _lay(mask: Mask, images: list[pydicom.Dataset]) -> MaskOnSeries:
         raise SeriesError(f"{len(labels) - len(places)} of the mask's {len(labels)} slices have no image")
     if len(images) > 1:  # an image that is there twice is referred to once
         slices, images = places, [images[i] for i in first_at_place]
+        if len({image.SOPInstanceUID for image in images}) < len(images):
+            raise SeriesError("several of its images have one SOPInstanceUID, which a segmentation refers to them by")
     elif len(places) < len(slices):
         raise SeriesError("some of its frames lie at one place")
     return MaskOnSeries(images, labels[slices], abs(float(to_lps[:3, 2] @ frame_to_lps[:3, 2])))
@@ -157,7 +168,7 @@ def _corners_mm(images: list[pydicom.Dataset]) -> np.ndarray:
             [
                 PixelToReferenceTransformer.for_image(image, frame)(corners)
                 for image in images
-                for frame in range(1, image.get("NumberOfFrames", 1) + 1)
+                for frame in range(1, (image.get("NumberOfFrames") or 1) + 1)
             ]
         )
     except Exception:  # noqa: BLE001  # of the kind that the missing or damaged attribute brings

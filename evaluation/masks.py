@@ -48,7 +48,7 @@ def read_mask(path: Path) -> Mask:
 
     Raises:
         MaskError: The file is missing, no NIfTI, truncated or damaged, not one volume (further dimensions must be
-            of size 1), without a voxel size, or holds anything but whole numbers from 0 to 13.
+            of size 1), without voxels, their size or their place, or holds anything but whole numbers from 0 to 13.
     """
     opener = gzip.open if path.name.endswith(".gz") else open
     try:
@@ -59,10 +59,12 @@ def read_mask(path: Path) -> Mask:
             stream.read()  # to the end: only there gzip's checksum is compared
     except FileNotFoundError:
         raise MaskError(f"{path}: no such file") from None
-    except (OSError, EOFError, ValueError, zlib.error, *_NIBABEL_ERRORS) as error:
-        raise MaskError(f"{path}: cannot be read as NIfTI ({error})") from error
+    except (OSError, EOFError, ValueError, OverflowError, MemoryError, zlib.error, *_NIBABEL_ERRORS) as error:
+        raise MaskError(f"{path}: cannot be read as NIfTI ({error or 'not enough memory'})") from error
     if stored.ndim < 3 or max(stored.shape[3:], default=1) > 1:
         raise MaskError(f"{path}: a mask has 3 dimensions, this file has {stored.ndim}: {stored.shape}")
+    if stored.size == 0:
+        raise MaskError(f"{path}: it has no voxels: {stored.shape}")
     mm = mm_per_unit(int(image.header["xyzt_units"]))
     # The decimal that was meant is converted, not the float32 beside it: a distance may be the very tolerance.
     x_mm, y_mm, z_mm = (float(np.float32(float(str(zoom)) * mm)) for zoom in image.header.get_zooms()[:3])
@@ -71,6 +73,8 @@ def read_mask(path: Path) -> Mask:
         raise MaskError(f"{path}: its voxels measure {' x '.join(f'{length:g}' for length in spacing_mm[::-1])} mm")
     affine = image.affine.copy()
     affine[:3] *= mm
+    if not np.isfinite(affine).all():
+        raise MaskError(f"{path}: its header does not say where its voxels lie")
     labels = _to_labels(stored.reshape(stored.shape[:3]).T, proxy.slope, proxy.inter, path)
     return Mask(path, labels, spacing_mm, affine)
 

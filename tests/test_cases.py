@@ -82,6 +82,8 @@ def test_links_to_folders_are_followed_but_not_in_circles(tmp_path):
     (folder / "nowhere_0000.nii.gz").symlink_to("nothing")  # a case that fails, not one that is passed over
     (folder / "circle").symlink_to(folder)
     (folder / "up").symlink_to("..")
+    (folder / "link" / "again").symlink_to(tmp_path / "elsewhere")
+    (folder / "too").symlink_to(tmp_path / "elsewhere")
     assert names(find_cases([folder], tmp_path / "out")) == ["a", "link_b", "nowhere"]
 
 
@@ -265,6 +267,26 @@ def test_dicom_that_cannot_be_read_is_a_case_that_fails(tmp_path):
     (case,) = find_cases([tmp_path / "in"], tmp_path / "out")
     assert case.name == "in"
     with pytest.raises(InputError, match=r"1 files that cannot be read, 'damaged\.dcm' among them"):
+        read_ct(case.source)
+
+
+@pytest.mark.parametrize(
+    "lost",
+    [
+        lambda folder: (folder / "I6").symlink_to("/proc/self/mem"),  # an error of reading, even for root
+        lambda folder: (folder / "I6.dcm").symlink_to("nowhere"),
+        lambda folder: (folder / "I6.dcm").write_bytes(b"<html>404 not found</html>"),
+        lambda folder: (folder / "I6.IMA").write_bytes(b""),
+        lambda folder: (folder / "I6.dcm").write_bytes(bytes(4096)),
+    ],
+    ids=["unreadable", "gone", "another file", "empty", "zeros"],
+)
+def test_a_slice_that_is_lost_at_the_end_fails_its_series(tmp_path, lost):
+    """No gap tells of it: the mask would end too early."""
+    Series().write(tmp_path / "in")
+    lost(tmp_path / "in")
+    (case,) = find_cases([tmp_path / "in"], tmp_path / "out")
+    with pytest.raises(InputError, match=r"1 files that cannot be read, 'I6.* among them \(.+\): lost slices\?"):
         read_ct(case.source)
 
 

@@ -21,6 +21,7 @@ import torch
 from app import __version__
 from app.__main__ import main
 from app.ct import read_ct
+from app.options import WEIGHTS, parse
 from app.record import RunRecord
 from app.weights import Weights
 from tests.scans import mask_array, save_ct, save_weights, smooth_hu
@@ -112,6 +113,15 @@ def test_shards(folders, run_app):
     assert run_app("--inputs", inputs, "--outputs", outputs, "--shard", "0/2").status == 0
     assert masks(outputs) == ["a.nii.gz", "b.nii.gz", "c.nii.gz"]
     assert "0 done, 0 failed" in run_app("--inputs", inputs, "--outputs", outputs, "--shard", "3/4").stderr
+
+
+def test_defaults_are_those_of_the_readme():
+    table = re.findall(r"^\| `--([a-z-]+).*?` \|\s*`?([^`|]*?)`?\s*\|", (ROOT / "README.md").read_text(), re.MULTILINE)
+    told = {name.replace("-", "_"): value for name, value in table if value}
+    options = {name: str(value) for name, value in vars(parse([])).items() if name in told}
+    assert options["weights"] == str(WEIGHTS)
+    assert options | {"inputs": "/workspace/inputs", "weights": "the shipped ones"} == told
+    assert parse([]).inputs == [Path("/workspace/inputs")] and len(told) == 7
 
 
 @pytest.mark.parametrize("asked", ["--help", "--version"])
@@ -305,9 +315,13 @@ def test_a_card_that_cannot_be_used(folders, run_app, monkeypatch, asked, proble
 
     monkeypatch.setattr("app.device._cuda_problem", lambda: problem if "driver" in problem else None)
     monkeypatch.setattr("app.device._has_nvidia_card", lambda: True)
-    monkeypatch.setattr("app.segment.limit_memory", lambda place, budget_mib: None)
+    limits = []
+    monkeypatch.setattr("app.segment.limit_memory", lambda place, budget_mib: limits.append((place.type, budget_mib)))
     monkeypatch.setattr(Weights, "network", full)
-    outcome = run_app("--inputs", inputs / "a_0000.nii.gz", "--outputs", outputs, "--device", asked, "--quiet")
+    options = ("--device", asked, "--gpu-budget-mib", "1234", "--quiet")
+    outcome = run_app("--inputs", inputs / "a_0000.nii.gz", "--outputs", outputs, *options)
+    on_gpu, on_cpu = [("cuda", 1234)] * ("fit" in problem), [("cpu", 1234)] * (asked == "auto")
+    assert limits == on_gpu + on_cpu
     (message,), (record,) = messages(outcome.stderr), records(outputs)
     assert record["exit_status"] == outcome.status
     if asked == "cuda":
@@ -320,6 +334,17 @@ def test_a_card_that_cannot_be_used(folders, run_app, monkeypatch, asked, proble
 def test_threads_of_the_user_are_not_exceeded(folders, run_app):
     assert run_app("--inputs", folders[0] / "a_0000.nii.gz", "--outputs", folders[1]).status == 0
     assert records(folders[1])[0]["threads"] == torch.get_num_threads() == int(os.environ["OMP_NUM_THREADS"])
+
+
+def test_a_containers_share_of_the_cpus_is_not_exceeded(folders, run_app, monkeypatch):
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    monkeypatch.setattr("app.startup.usable_cpus", lambda: 1)
+    try:
+        assert run_app("--inputs", folders[0] / "a_0000.nii.gz", "--outputs", folders[1]).status == 0
+        assert records(folders[1])[0]["threads"] == 1
+    finally:
+        torch.set_num_threads(before)
 
 
 # Going on where a run stopped

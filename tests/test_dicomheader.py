@@ -1,6 +1,7 @@
 """DICOM headers against pydicom, in every encoding, and cut or damaged at every place."""
 
 import random
+import struct
 
 import pydicom
 import pytest
@@ -27,6 +28,8 @@ def nested(depth: int) -> Dataset:
     """Private and standard sequences in sequences, with a decoy of every wanted element in them."""
     item = Dataset()
     item.Rows, item.Modality, item.ImagePositionPatient = 9999, "MR", [9, 9, 9]
+    item.is_undefined_length_sequence_item = depth % 2 == 1
+    item.add_new("PixelData", "OB", bytes(4))  # an icon's
     if depth:
         item.ReferencedImageSequence = Sequence([nested(depth - 1), nested(depth - 1)])
         item["ReferencedImageSequence"].is_undefined_length = depth % 2 == 0
@@ -79,6 +82,17 @@ def test_without_preamble_or_what_goes_with_it(tmp_path, image):
         assert looks_like_dicom(bare.read_bytes()[:132])
         assert header_of(bare).text("SeriesInstanceUID") == image.SeriesInstanceUID
         assert header_of(bare).unsigned("Rows", 0) == 4
+
+
+def test_a_private_sequence_of_unknown_kind_is_implicit(tmp_path, image):
+    """PS3.5, 6.2.2, note 2: what a UN of undefined length holds; behind it the file is explicit again."""
+    raw = save(image, tmp_path / "x").read_bytes()
+    at = raw.index(b"\x10\0\x10\0PN")  # PatientName, group 0010, behind group 0009
+    element = struct.pack("<HHI", 0x0009, 0x1010, 4) + b"some"  # without a VR
+    items = struct.pack("<HHI", 0xFFFE, 0xE000, len(element)) + element + struct.pack("<HHI", 0xFFFE, 0xE0DD, 0)
+    unknown = struct.pack("<HH2sHI", 0x0009, 0x10FF, b"UN", 0, 0xFFFFFFFF) + items
+    (tmp_path / "x").write_bytes(raw[:at] + unknown + raw[at:])
+    assert header_of(tmp_path / "x").unsigned("Rows", 0) == 4
 
 
 def test_frames_of_an_enhanced_object_are_items(tmp_path):

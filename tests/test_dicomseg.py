@@ -181,10 +181,35 @@ def an_image_twice(tmp_path):
     return Series().write(tmp_path / "dicom" / "a")
 
 
+def without_a_preamble(tmp_path):
+    paths = Series().write(tmp_path / "whole")
+    (tmp_path / "dicom").mkdir()
+    for path in paths:
+        raw = path.read_bytes()  # the meta header goes with it
+        (tmp_path / "dicom" / path.name).write_bytes(raw[raw.index(b"\x08\0\x08\0CS") :])
+    return paths
+
+
+def in_folders_that_are_links(tmp_path):
+    paths = Series().write(tmp_path / "elsewhere")
+    (tmp_path / "dicom").mkdir()
+    (tmp_path / "dicom" / "link").symlink_to(tmp_path / "elsewhere")
+    return paths
+
+
+def frames_that_are_not_counted(tmp_path):
+    paths = Series().write(tmp_path / "dicom")
+    for path in paths:
+        image = pydicom.dcmread(path)
+        image.NumberOfFrames = None
+        image.save_as(path)
+    return paths
+
+
 @pytest.mark.parametrize(
     "write",
-    [said_frame_by_frame, orientation_of_another_last_digit, without_what_may_be_missing, values_not_of_their_type,
-     an_image_twice],
+    [without_a_preamble, in_folders_that_are_links, frames_that_are_not_counted, said_frame_by_frame,
+     orientation_of_another_last_digit, without_what_may_be_missing, values_not_of_their_type, an_image_twice],
     ids=lambda write: write.__name__,
 )  # fmt: skip
 def test_headers_may_be(tmp_path, mask, write):
@@ -335,6 +360,14 @@ def test_one_of_two_series_on_one_grid_is_chosen_by_its_number(tmp_path, mask, c
     check_frames(convert(mask, study, "--series-number", "4"), (study / "study" / "series4").iterdir())
 
 
+def test_where_numbers_do_not_tell_two_series_apart_their_folders_do(tmp_path, mask, capsys):
+    for number in (3, 4):
+        Series(number=number, tags={"SeriesNumber": None}).write(tmp_path / "dicom" / f"s{number}")
+    folders = f"{tmp_path}/dicom/s3, {tmp_path}/dicom/s4"
+    assert refusal(capsys, mask, tmp_path / "dicom").endswith(f"give the folder of one alone ({folders})")
+    convert(mask, tmp_path / "dicom" / "s3")
+
+
 # What is refused
 
 
@@ -385,6 +418,7 @@ def test_a_mask_beside_the_series_is_refused(tmp_path, dicom, capsys, affine, di
         (Series(tags={"ImageOrientationPatient": None}), "no position, orientation or pixel spacing"),
         (Series(tags={"ImageOrientationPatient": [0, 0, 0, 0, 0, 0]}), "orientation"),
         (Series(tags={"StudyInstanceUID": None}), "no StudyInstanceUID"),
+        (Series(tags={"SOPInstanceUID": "1.2.3"}), "several of its images have one SOPInstanceUID"),
     ],
 )
 def test_a_series_that_is_not_the_masks_is_refused(tmp_path, mask, capsys, series, difference):

@@ -8,6 +8,7 @@ import resource
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import nibabel as nib
@@ -179,6 +180,7 @@ def test_what_makes_no_even_volume_is_refused(tmp_path, series, cause):
         ({"SamplesPerPixel": 3}, "slices are missing (1)"),
         ({"PixelData": b"\0\0"}, "truncated: 2 of the 1536 bytes of its pixels"),
         ({"BitsAllocated": 32}, "pixels of 16 bits in 32"),
+        ({"ModalityLUTSequence": [pydicom.Dataset()]}, "its HU are given by a table (Modality LUT): not supported"),
     ],
 )
 def test_one_odd_file_is_named_with_its_cause(tmp_path, tags, cause):
@@ -413,6 +415,46 @@ def test_a_decoder_lives_with_a_limit_that_it_cannot_raise(tmp_path):
     )
     run = subprocess.run([sys.executable, "-c", code, path], preexec_fn=limited, capture_output=True, text=True)
     assert (run.stdout, run.stderr) == (f"{distinct_hu(2)[0].sum()}\n", "")
+
+
+def test_a_decoder_that_does_not_end_is_ended(tmp_path, monkeypatch):
+    files = Series(hu=distinct_hu(2)).write(tmp_path / "in")
+    subprocess.run([TOOLS / "gdcmconv", "--rle", files[1], files[1]], check=True, capture_output=True)
+    (tmp_path / "slow.py").write_text('import time; time.sleep(20); print(\'{"error": "late"}\', flush=True)')
+    for name, value in {"__file__": str(tmp_path / "slow.py"), "_SECONDS": 0.2, "_SECONDS_PER_FRAME": 0}.items():
+        monkeypatch.setattr(app.gdcm, name, value)
+    assert refusal(files).endswith("ended without an answer")
+
+
+def test_the_time_of_one_file_does_not_end_the_next(tmp_path, monkeypatch):
+    files = Series(hu=distinct_hu(3)).write(tmp_path / "in")
+    expected = read(files).hu
+    for path in files:
+        subprocess.run([TOOLS / "gdcmconv", "--rle", path, path], check=True, capture_output=True)
+    cancelled, cancel = [], threading.Timer.cancel
+    monkeypatch.setattr(threading.Timer, "cancel", lambda timer: (cancelled.append(timer), cancel(timer)))
+    assert np.array_equal(read(files).hu, expected)
+    assert len(cancelled) == 3
+
+
+def test_compressed_frames_with_a_rescaling_of_their_own_are_refused(tmp_path):
+    path = Series(hu=distinct_hu(2)).write_multiframe(tmp_path / "in" / "x")
+    image = pydicom.dcmread(path)
+    del image.SharedFunctionalGroupsSequence[0].PixelValueTransformationSequence
+    for frame, intercept in zip(image.PerFrameFunctionalGroupsSequence, (-1024, -924), strict=True):
+        rescaling = pydicom.Dataset()
+        rescaling.RescaleIntercept, rescaling.RescaleSlope, rescaling.RescaleType = intercept, 1, "HU"
+        frame.PixelValueTransformationSequence = [rescaling]
+    image.save_as(path)
+    assert (read([path]).hu[1] - read([path]).hu[0] == 24 * 32 + 100).all()  # plain ones are read
+    subprocess.run([TOOLS / "gdcmconv", "--rle", path, path], check=True, capture_output=True)
+    assert "compressed frames, each with a rescaling of its own, are not supported" in refusal([path])
+
+
+def test_more_voxels_than_memory_are_refused(tmp_path, monkeypatch):
+    files = Series().write(tmp_path / "in")
+    monkeypatch.setattr("app.volume._memory_bytes", lambda: 2 * 5 * 24 * 32 - 1)
+    assert "more than the memory of this machine" in refusal(files)
 
 
 def test_a_decoder_that_crashes_ends_the_series_alone(tmp_path, monkeypatch):

@@ -241,6 +241,8 @@ def test_what_cannot_be_written_is_named_and_the_others_go_on(tmp_path, scans, p
         ("nowhere", ["team", "in", "out"], "docker cannot be started"),
         ("bin", ["--command", "no-such-program-here", "in", "out"], "no program 'no-such-program-here'"),
         ("bin", ["team", "nowhere", "out"], "nowhere does not exist"),
+        ("bin", ["--command", "python 'my app.py", "in", "out"], "No closing quotation"),
+        ("bin", ["team", "in", "out", "--gpu", "1"], "--gpu 1: no such card, or no driver"),
     ],
 )
 def test_wrong_use_is_one_line(tmp_path, scans, program, monkeypatch, capsys, path, arguments, message):

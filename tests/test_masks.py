@@ -114,6 +114,23 @@ def test_refuses_damaged_files(tmp_path):
         read_mask(tmp_path / "b.nii.gz")
 
 
+@pytest.mark.parametrize(
+    ("at", "value", "message"),
+    [
+        (280, np.float32(np.nan), "its header does not say where its voxels lie"),  # srow_x
+        (42, np.int16([30000] * 3), "cannot be read as NIfTI"),  # dim
+        (42, np.int16([0, 5, 4]), r"it has no voxels: \(0, 5, 4\)"),
+        (108, np.float32(1e30), "cannot be read as NIfTI"),  # vox_offset
+        (108, np.float32(np.inf), "cannot be read as NIfTI"),
+    ],
+)
+def test_headers_that_make_no_sense_are_refused(tmp_path, at, value, message):
+    path = with_bytes(save(tmp_path / "a.nii", LABELS), at, value.tobytes())
+    with pytest.raises(MaskError, match=message) as caught:
+        read_mask(path)
+    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
 def mask_at(path, shape=(6, 5, 4), spacing=(1, 1, 1), origin=(0, 0, 0), flip=1):
     affine = np.diag([flip * spacing[0], spacing[1], spacing[2], 1.0])
     affine[:3, 3] = origin

@@ -255,6 +255,18 @@ def test_an_organ_at_the_end_of_the_scan_is_not_called_small(root):
     assert report_case(record_of(root, "one"), None, (), pictures=False).volumes[1].mark == ""
 
 
+def test_length_runs_along_the_body_even_where_slices_are_thick_and_pitched(root):
+    """Coronal slices 5 mm apart, pitched by 12 degrees: a step between them rises by more mm than one up a column."""
+    sin, cos = np.sin(np.radians(12)), np.cos(np.radians(12))
+    affine = np.diag([0.8, 1, 1, 1.0])
+    affine[1:3, 1], affine[1:3, 2] = np.array([-sin, cos]) * 0.8, np.array([cos, sin]) * 5
+    labels = np.zeros((60, 320, 8), np.uint8)
+    labels[20:45, 10:310, 3:5] = 5
+    save(root / "out" / "one.nii.gz", labels, affine)
+    volume = report_case(record_of(root, "one"), None, (), pictures=False).volumes[5]
+    assert (volume.low_ml, volume.high_ml) == pytest.approx(plausible_ml(5, 300 * 0.8))
+
+
 def test_every_second_is_accounted_for(root):
     table = table_of(report(root), "stage", "s")
     seconds = {"start-up": 1.25, "waiting for a CT": 0.5, "preprocess": 0.3, "segment": 2.25, "write": 0.15}
@@ -372,6 +384,7 @@ def test_what_is_not_there(root, capsys):
     assert "no such folder" in fails(capsys, root / "nowhere", "-o", output)
     assert "no run.json" in fails(capsys, root / "in", "-o", output)
     assert "no truth for any case" in fails(capsys, root / "out", "--truth", root / "in", "-o", output)
+    assert "--inputs: " in fails(capsys, root / "out", "--inputs", root / "nowhere", "-o", output)
 
 
 @pytest.mark.parametrize("text", ['{"cases": 3}', '{"cases": [{"name": "x"}]}', '{"cases": []}', '{"format": 2}'])
@@ -492,3 +505,12 @@ def test_dicom_and_folders_below_have_pictures_too(tmp_path, run_app):
     assert pictured() == []
     assert (tmp_path / "r.html").read_text().count("its CT is not where the run found it") == 3
     assert pictured("--inputs", tmp_path / "elsewhere") == ["study_1", "study_2", "below_x"]
+
+
+def test_of_two_series_without_a_number_each_case_has_its_own(tmp_path, run_app):
+    inputs, outputs = tmp_path / "in", tmp_path / "out"
+    for number, slices in ((1, 3), (2, 5)):
+        Series(hu=smooth_hu((slices, 48, 64)), number=number, tags={"SeriesNumber": None}).write(inputs / "study")
+    assert run_app("--inputs", inputs, "--outputs", outputs, "--quiet").status == 0
+    assert {case.name: len(case.ct.files) for case in read_run(outputs).cases} == {"study_x": 3, "study_x_2": 5}
+    assert main([str(outputs), "-o", str(tmp_path / "r.html")]) == 0

@@ -120,9 +120,9 @@ def on_gpu(monkeypatch, caplog):
     monkeypatch.setattr(module, "limit_memory", lambda device, budget_mib: None)
     caplog.set_level(logging.WARNING)
 
-    def make(gpu_fails=lambda slices: None):
+    def make(gpu_fails=lambda slices: None, budget_mib=2048):
         weights = FakeWeights(gpu_fails)
-        return Segmenter(weights, torch.device("cuda"), 2048), weights
+        return Segmenter(weights, torch.device("cuda"), budget_mib), weights
 
     return make
 
@@ -139,6 +139,14 @@ def out_of_memory(where):
 
 HU = smooth_hu((11, 16, 16))
 EXPECTED = segment(PixelNetwork(), HU, STATISTICS, 11, 16)
+
+
+@pytest.mark.parametrize(("budget_mib", "step"), [(1, 1), (2048, 8)])
+def test_the_budget_bounds_a_step(on_gpu, budget_mib, step):
+    segmenter, weights = on_gpu(budget_mib=budget_mib)
+    assert np.array_equal(segmenter(HU, STATISTICS), EXPECTED)
+    ((device, network),) = weights.made
+    assert device == "cuda" and max(batch[0] for batch in network.batches) == step
 
 
 @pytest.mark.parametrize("fitting", [1, 2, 3, 4, 7])

@@ -7,7 +7,7 @@ from scipy import ndimage
 
 from app.preprocess import normalise
 from tests.training_data import PLAIN, add_case, batch, config, phantom_store
-from training.augmentations import augment, blur, intensity, noise, saturation, view
+from training.augmentations import augment, blur, contrast_phase, intensity, noise, saturation, statistics, view
 from training.batch import Slices
 from training.store import UNCERTAIN, read_cases, read_pixels
 
@@ -55,6 +55,40 @@ def test_without_augmentation_the_slice_comes_through_exactly(store):
     expected = normalise(torch.from_numpy(hu), case.mean_hu, case.std_hu)
     torch.testing.assert_close(images[0, 0], expected, rtol=0, atol=1e-4)
     assert np.array_equal(labels[0], truth)
+
+
+@pytest.mark.parametrize(
+    ("module", "flags"),
+    [
+        (saturation, {}),
+        (contrast_phase, {"phase_share": 1.0}),
+        (noise, {"noise_hu": 40.0}),
+        (blur, {"blur": 0.9}),
+        (statistics, {"statistics_jitter": 0.1}),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_each_augmentation_is_among_all_of_them(store, module, flags):
+    settings = config(store, store, crop_px=64, labelled_per_batch=8, **PLAIN | flags)
+    given = batch(store, settings)
+    draws = given.draws
+    if module is not saturation:
+        draws.saturation.cut_at_hu[:] = torch.inf
+    hu, organ = given.hu.float(), given.labels.long()
+    if module is contrast_phase:
+        hu = contrast_phase.apply(hu, organ, draws.contrast_phase)
+    elif module is not statistics:
+        hu = module.apply(hu, getattr(draws, module.__name__.rpartition(".")[2]))
+    mean_hu, std_hu = (value[:, None, None] for value in draws.statistics)
+    images, _ = augment(given, settings)
+    torch.testing.assert_close(images[:, 0], normalise(hu, mean_hu, std_hu), rtol=0, atol=1e-3)
+    plain = normalise(given.hu.float(), given.slices.mean_hu[:, None, None], given.slices.std_hu[:, None, None])
+    assert (images[:, 0] - plain).abs().amax(dim=(1, 2)).max() > 0.02
+
+
+def test_statistics_move_by_a_share_of_the_scans_own():
+    moved = drawn(statistics, statistics_jitter=0.1)
+    assert 9.5 < np.abs(moved.mean_hu).max() <= 10 and 109.5 < moved.std_hu.max() <= 110 and moved.std_hu.min() < 90.5
 
 
 @pytest.mark.parametrize("degrees", [-14.0, 3.0, 170.0])

@@ -144,6 +144,19 @@ def test_it_resumes_appends_and_renews(tmp_path, scans, capsys):
     ]  # fmt: skip
 
 
+def test_a_label_map_that_was_corrected_is_taken(tmp_path, scans, capsys):
+    shutil.copytree(scans, tmp_path / "scans")
+    store, corrected = tmp_path / "store", tmp_path / "scans" / "labels" / "case_0.nii.gz"
+    assert labelled(store, tmp_path / "scans") == 0
+    before = nibabel.load(corrected)
+    labels = np.where(np.asarray(before.dataobj) == 1, 0, np.asarray(before.dataobj)).astype(np.uint8)
+    nibabel.save(nibabel.Nifti1Image(labels, before.affine), corrected)
+    assert labelled(store, tmp_path / "scans") == 0
+    assert "1 prepared, 1 were there already" in capsys.readouterr().out
+    has_liver = [bool(np.array(read_case(store, f"case_{k}").organ_pixels)[:, 1].any()) for k in range(2)]
+    assert has_liver == [False, True]
+
+
 def test_another_image_of_the_same_name_is_refused(tmp_path, scans, capsys):
     assert run(tmp_path / "store", scans) == 0
     write(tmp_path / "other", "case_0", *phantom(7, 48))

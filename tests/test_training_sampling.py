@@ -154,6 +154,10 @@ def test_shares_of_empty_negative_and_true_slices(tmp_path):
     # 0.4 and 0.3, and of the rest, which goes over all slices in turn, 5 and 1 of 16
     assert share(drawn, lambda d, i: d.entries[i][0].name == "head") == pytest.approx(0.4 + 0.3 * 5 / 16, abs=0.07)
     assert share(drawn, lambda d, i: d.entries[i][0].name == "b") == pytest.approx(0.3 + 0.3 / 16, abs=0.07)
+    drawn = sampler(tmp_path, config(tmp_path, tmp_path, empty_share=0.0, negative_share=0.4, organ_share=0.4))
+    assert share(drawn, lambda d, i: d.entries[i][0].name == "head") == pytest.approx(0.4 + 0.2 * 5 / 16, abs=0.07)
+    organs = np.concatenate([drawn.plan(step).slices.organ for step in range(100)])
+    assert np.mean(organs > 0) == pytest.approx(0.4, abs=0.07)
 
 
 def test_heads_and_limbs_are_turned_and_scaled_more(tmp_path):

@@ -208,6 +208,7 @@ def test_branches_start_by_seed_or_from_checkpoints(store, tmp_path, capsys):
     Run(config(store, tmp_path / "one", init=str(runs[0].path)))
     assert "1 branch for 2" in capsys.readouterr().out
     both.save()
+    assert Run(both.config).stages == both.stages  # a run that goes on remembers what it came from
     with pytest.raises(ValueError, match="3 branches for 2; export the one that is meant"):
         Run(config(store, tmp_path / "three", init=f"{both.path},{runs[0].path}"))
 
@@ -258,7 +259,7 @@ def test_hand_worked_dice():
 
 
 def test_two_slices_are_learned_by_heart(tmp_path):
-    """The whole chain learns: of large organs that the shipped weights do not find in a phantom, the DSC rises."""
+    """The whole chain learns: of large organs that the shipped weights hardly find in a phantom, the DSC rises."""
     store = phantom_store(tmp_path / "store", 96, [18, 25], labelled=1)
     settings = config(
         store, tmp_path / "run", init=str(WEIGHTS), crop_px=96, branches=1, lambda_=0.0, dice_weight=1.0,
@@ -271,7 +272,7 @@ def test_two_slices_are_learned_by_heart(tmp_path):
         assert len(scores) == 13
         return np.ravel([scores[name] for name in ("Liver", "RK", "Spleen", "Pancreas", "Stomach", "LK")])
 
-    assert not dsc_of_large_organs().any()
+    assert dsc_of_large_organs().mean() < 0.5
     run.train()
     assert dsc_of_large_organs().min() > 0.7 and dsc_of_large_organs().mean() > 0.85
 

@@ -372,6 +372,14 @@ def test_a_longer_tail_is_refused(tmp_path, name, lost, tail):
         read_volume(tmp_path / name)
 
 
+def test_zeros_in_place_of_voxels_are_refused_where_zero_is_air(tmp_path):
+    plain = save(tmp_path / "ct.nii", np.abs(ARRAY) + 1)
+    patch_header(plain, "<2f", 112, 1, -1024)
+    plain.write_bytes(plain.read_bytes()[:-100] + bytes(5000))
+    with pytest.raises(InputError, match="more voxels than its header declares"):
+        read_volume(plain)
+
+
 @pytest.mark.parametrize("offset", [352, 0])
 def test_a_gigabyte_of_zeros_is_given_up_early(tmp_path, offset):
     plain = bytearray(nifti_bytes(VOLUME))
@@ -503,6 +511,16 @@ def test_more_voxels_than_memory_are_refused(tmp_path, monkeypatch):
         read_volume(save(tmp_path / "ct.nii.gz"))
     monkeypatch.setattr(module, "_memory_bytes", lambda: 2 * ARRAY.size)
     read_volume(save(tmp_path / "ct.nii.gz"))
+
+
+@pytest.mark.parametrize(("name", "text"), [("memory.max", "1000\n"), ("memory.limit_in_bytes", "1000\n")])
+def test_memory_is_the_containers(tmp_path, monkeypatch, name, text):
+    monkeypatch.setattr(module, "Path", lambda path: tmp_path / path.rpartition("/")[2])
+    whole = module._memory_bytes()
+    (tmp_path / "memory.max").write_text("max\n")
+    assert module._memory_bytes() == whole > 1 << 28
+    (tmp_path / name).write_text(text)
+    assert module._memory_bytes() == 1000
 
 
 def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path, monkeypatch):

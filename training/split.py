@@ -49,13 +49,13 @@ def split(cases: list[Case], config: Config) -> Cases:
 
 
 def check_unseen(cases: list[Case], stages: list[dict], fold: int) -> None:
-    """Whether the cases of a fold may score what came from these runs (`training.checkpoint.stages`).
+    """Whether the cases of a fold, if there are any, may score what came from these runs (`checkpoint.stages`).
 
     Raises:
         ValueError: One of the runs saw a patient, or that cannot be told.
     """
     patients = {case.patient for case in cases}
-    for stage in stages:
+    for stage in stages if patients else ():
         if stage["data"] is None and stage["config"]["fold"] != fold:
             raise ValueError("it started from a run of another fold")
         if seen := patients & set((stage["data"] or {}).get("patients", ())):

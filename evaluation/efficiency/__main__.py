@@ -30,7 +30,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("inputs", type=Path, metavar="INPUTS", help="folder of CT files, or one file")
     add("outputs", type=Path, metavar="OUTPUTS", help=f"folder for masks; the measurements go to {FOLDER}/ in it")
     add("--command", metavar="CMD", help='a bare command instead, e.g. "python -m app"; --inputs, --outputs are added')
-    add("--gpu", type=int, default=0, metavar="N", help="number of the card, nvidia-smi's (default: %(default)s)")
+    add("--gpu", type=int, metavar="N", help="number of the card, nvidia-smi's (default: 0, if there is one)")
     add("--idle-s", type=float, default=IDLE_S, metavar="S", help="how long to watch the idle machine (default: 5)")
     arguments = parser.parse_intermixed_args(argv)
     if (arguments.image is None) == (arguments.command is None):
@@ -45,9 +45,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse_arguments(argv)
     outputs = arguments.outputs.resolve()
     folder = outputs / FOLDER
-    gpu = open_gpu(arguments.gpu)
-    number = arguments.gpu if gpu else None
+    gpu = open_gpu(arguments.gpu or 0)
+    number = (arguments.gpu or 0) if gpu else None
     try:
+        if arguments.gpu is not None and gpu is None:
+            raise UsageError(f"--gpu {arguments.gpu}: no such card, or no driver")
         cases = find_cases([arguments.inputs], outputs)
         if arguments.image is not None:
             subject = image_subject(arguments.image, number)

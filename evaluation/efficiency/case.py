@@ -72,9 +72,12 @@ def command_subject(command: str, gpu_number: int | None) -> Subject:
     """A command line, to which --inputs and --outputs are added.
 
     Raises:
-        UsageError: The program does not exist.
+        UsageError: The program does not exist, or a quote does not end.
     """
-    words = shlex.split(command)
+    try:
+        words = shlex.split(command)
+    except ValueError as error:
+        raise UsageError(f"--command {command!r}: {error}") from None
     if not words or shutil.which(words[0]) is None:
         raise UsageError(f"--command: no program {words[0] if words else command!r}")
     environment = dict(os.environ)

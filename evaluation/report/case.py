@@ -10,7 +10,7 @@ import numpy as np
 
 from app.ct import read_ct
 from app.errors import InputError
-from app.geometry import Geometry
+from app.geometry import Geometry, cosines
 from app.labels import ORGANS
 from app.plausible import mark, plausible_ml
 from app.record import file_sha256
@@ -124,7 +124,7 @@ def _reoriented(mask: Mask, geometry: Geometry) -> np.ndarray:
 
 def _volumes(mask: Mask) -> dict[int, OrganVolume]:
     """By label."""
-    body_axis = 2 - int(np.argmax(np.abs(mask.affine[2, :3])))  # of (z, y, x): the one that runs up and down
+    body_axis = 2 - int(np.argmax(np.abs(cosines(mask.affine)[2])))  # of (z, y, x): the one that runs up and down
     slices = np.moveaxis(mask.labels, body_axis, 0)
     voxels = np.stack([np.bincount(part.ravel(), minlength=len(ORGANS) + 1) for part in slices])  # (slice, label)
     voxel_ml = float(abs(np.linalg.det(mask.affine[:3, :3]))) / 1000

@@ -2,10 +2,12 @@
 
 import csv
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 
-from app.cases import Case, find_cases
+from app.cases import Case, find_cases, input_sha256
 from app.dicomseries import Series
 from app.errors import UsageError
 from app.runjson import CaseEntry, RecordError, RunContent, read_record
@@ -87,18 +89,21 @@ def read_run(path: Path, inputs: Path | None = None) -> Run:
         inputs: Folder to look for the CTs in first, for runs whose inputs have moved (or were a container's).
 
     Raises:
-        ReportError: There is no run, or its record cannot be read.
+        ReportError: There is no run, its record cannot be read, or there are no cases in `inputs`.
     """
     folder = find_run(path)
     record = folder / "run.json"
     try:
         content = read_record(record)
         outputs = folder.parent.parent
-        moved = {case.name: case.source for case in _cases_in(inputs, outputs)} if inputs else {}
-        cases = tuple(_case(entry, outputs, moved) for entry in content.pop("cases"))
+        moved = {case.name: case.source for case in find_cases([inputs], outputs)} if inputs else {}
+        cases_in = cache(partial(_cases_in, outputs=outputs))
+        cases = tuple(_case(entry, outputs, moved, cases_in) for entry in content.pop("cases"))
         samples = _samples(folder / "monitor.csv")
     except RecordError as error:
         raise ReportError(str(error)) from None
+    except UsageError as error:
+        raise ReportError(f"--inputs: {error}") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ReportError(f"{record}: not the record of a run ({type(error).__name__}: {error})") from None
     if not cases:
@@ -124,18 +129,26 @@ def _cases_in(folder: Path, outputs: Path) -> list[Case]:
         return []
 
 
-def _ct(entry: CaseEntry, outputs: Path, moved: dict[str, Path | Series]) -> Path | Series | None:
+def _ct(
+    entry: CaseEntry, moved: dict[str, Path | Series], cases_in: Callable[[Path], list[Case]]
+) -> Path | Series | None:
     """Where the CT of a case is now; `moved` has those of another folder, by case name."""
     recorded = Path(entry["input"])
     if entry["name"] in moved:
         return moved[entry["name"]]
     if recorded.is_dir():
-        series = (case.series for case in _cases_in(recorded, outputs) if case.input == recorded and case.series)
-        return next((one for one in series if one.number == entry.get("series_number")), None)
+        number = entry.get("series_number")
+        in_folder = [case for case in cases_in(recorded) if case.input == recorded]
+        same = [case for case in in_folder if case.series and case.series.number == number]
+        if len(same) > 1:  # of several studies, or without numbers: what is in the files tells
+            same = [case for case in same if input_sha256(case) == entry.get("input_sha256")] or same
+        return same[0].series if same else None
     return recorded if recorded.is_file() else None
 
 
-def _case(entry: CaseEntry, outputs: Path, moved: dict[str, Path | Series]) -> CaseRecord:
+def _case(
+    entry: CaseEntry, outputs: Path, moved: dict[str, Path | Series], cases_in: Callable[[Path], list[Case]]
+) -> CaseRecord:
     quality = entry.get("quality", {})
     masks = [path for path in (outputs / Path(entry["mask"]).name, Path(entry["mask"])) if path.is_file()]
     return CaseRecord(
@@ -144,7 +157,7 @@ def _case(entry: CaseEntry, outputs: Path, moved: dict[str, Path | Series]) -> C
         error=entry.get("error"),
         warnings=tuple(entry.get("warnings", ())),
         seconds=dict(entry.get("seconds", {})),
-        ct=_ct(entry, outputs, moved),
+        ct=_ct(entry, moved, cases_in),
         mask=masks[0] if masks else None,
         input_sha256=entry.get("input_sha256", ""),
         mask_sha256=entry.get("mask_sha256", ""),
