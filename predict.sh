@@ -36,6 +36,10 @@ if [ -z "$python" ]; then
     fi
     exec 9>&-
   fi
+  if ! "$python" -c 'import psutil' 2>/dev/null; then # the system's Python was replaced, or this machine has another
+    echo "predict.sh: $here/.venv does not work here: remove it and run again" >&2
+    exit 2
+  fi
   [ $# -gt 0 ] || set -- --inputs "$here/examples" --outputs "$here/outputs" --preview
 fi
 # glibc would give memory back to the kernel after each step and fetch it again, page by page (benchmarks/README.md).

@@ -1,5 +1,6 @@
 """The program: find the cases, open the record and the monitor, run, turn what happened into an exit status."""
 
+import contextlib
 import logging
 import os
 import signal
@@ -39,7 +40,8 @@ def main(arguments: list[str] | None = None) -> int:
         cases = shard(find_cases(options.inputs, options.outputs, notes.append), options.shard)
         record = _open_record(options.outputs)
     except UsageError as error:
-        print(f"error: {one_line(str(error))}", file=sys.stderr)
+        with contextlib.suppress(OSError):
+            print(f"error: {one_line(str(error))}", file=sys.stderr)
         return WRONG_USE
     progress = Progress(len(cases), options.quiet)
     for line in notes:
@@ -77,6 +79,9 @@ def _open_record(outputs: Path) -> RunRecord:
 
 
 if __name__ == "__main__":
+    if sys.stderr is None:  # closed; its number would be the next file's
+        sys.stderr = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
     exit_status = main()
-    sys.stderr.flush()
+    with contextlib.suppress(OSError):
+        sys.stderr.flush()
     os._exit(exit_status)  # every file is closed; torch's clean-up, or a CT that is being read, would only take time

@@ -1,6 +1,7 @@
 """Which files are cases, and what their masks are called."""
 
 import os
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -122,13 +123,16 @@ def _find_cases(inputs: list[Path], outputs: Path, note: Callable[[str], None]) 
     for case in found:
         if _is_earlier_mask(case, earlier):
             continue
-        other = cases.setdefault(case.name, case)
+        # Some file systems tell neither capitals apart nor the two spellings of an accent.
+        other = cases.setdefault(unicodedata.normalize("NFC", case.name).lower(), case)
         if not _same_file(other.input, case.input):  # one file or folder named twice is one case
-            raise UsageError(f"{other.input} and {case.input} would both write {case.mask.name}; rename one")
+            masks = " or ".join(sorted({other.mask.name, case.mask.name}))
+            left = [f", or remove {one.input} if a killed run left it" for one in (other, case) if _is_its_mask(one)]
+            raise UsageError(f"{other.input} and {case.input} would both write {masks}; rename one{''.join(left)}")
     for case in cases.values():
-        if _same_file(case.mask, case.input):
+        if _is_its_mask(case):
             raise UsageError(f"the mask of {case.input} would replace it; choose another --outputs")
-    return [cases[name] for name in sorted(cases)]
+    return sorted(cases.values(), key=lambda case: case.name)
 
 
 def _cases_below(folder: Path, outputs: Path, note: Callable[[str], None]) -> list[Case]:
@@ -224,9 +228,14 @@ def _may_be_dicom(path: Path) -> bool:
 
 def _is_earlier_mask(case: Case, earlier: Callable[[], FinishedMasks]) -> bool:
     """Whether an input is a mask that an earlier run wrote, to an outputs folder that holds inputs too."""
-    if not _same_file(case.input, case.mask):
+    if not _is_its_mask(case):
         return False
     return file_sha256(case.input) in {mask for _, _, mask in earlier().get(case.name, ())}
+
+
+def _is_its_mask(case: Case) -> bool:
+    """Whether an input is the very file that its mask would be."""
+    return _same_file(case.input, case.mask)
 
 
 def _same_file(one: Path, other: Path) -> bool:

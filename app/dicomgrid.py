@@ -5,6 +5,7 @@ files or instance numbers, nor SliceThickness, which differs from the spacing wh
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -49,7 +50,7 @@ class Frame:
     slope: float
     intercept: float
 
-    @property
+    @cached_property
     def normal(self) -> np.ndarray:
         """(3,) unit vector across the plane, LPS."""
         return np.cross(*self.axes)

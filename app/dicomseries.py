@@ -1,6 +1,7 @@
 """Sort DICOM files into CT series, by their content; count the other objects by kind."""
 
 import hashlib
+import math
 import os
 from collections import Counter
 from collections.abc import Iterable
@@ -38,13 +39,28 @@ class _Found:
     """What is known of a series while its files are looked through.
 
     Attributes:
+        first: Its first plane. The others are not kept: there may be millions.
+        heights_mm: The lowest and the highest plane, along the first one's normal.
         faulty: How many of its planes lie in the patient, but do not say where: an error when the series is read.
     """
 
     number: int | None
     files: list[Path] = field(default_factory=list)
-    frames: list[Frame] = field(default_factory=list)
+    first: Frame | None = None
+    heights_mm: tuple[float, float] = (math.inf, -math.inf)
     faulty: int = 0
+
+    def add(self, header: DicomHeader) -> None:
+        """The planes of one of its files."""
+        try:
+            frames = frames_of(header)
+        except InputError:
+            self.faulty += _planes_in_the_patient(header)
+            return
+        if self.first is None:
+            self.first = frames[0]
+        heights_mm = [float(frame.position_mm @ self.first.normal) for frame in frames]
+        self.heights_mm = min(self.heights_mm[0], *heights_mm), max(self.heights_mm[1], *heights_mm)
 
 
 def find_series(files: Iterable[Path]) -> tuple[list[Series], Counter[str]]:
@@ -73,10 +89,7 @@ def find_series(files: Iterable[Path]) -> tuple[list[Series], Counter[str]]:
             continue
         found = by_uid.setdefault(header.text("SeriesInstanceUID"), _Found(_series_number(header)))
         found.files.append(path)
-        try:
-            found.frames += frames_of(header)
-        except InputError:
-            found.faulty += _planes_in_the_patient(header)
+        found.add(header)
     del others["DICOMDIR"]
     series = []
     for found in by_uid.values():
@@ -125,15 +138,14 @@ def _planes_in_the_patient(header: DicomHeader) -> int:
 
 def _not_a_volume(found: _Found) -> str:
     """Why the planes of a series are not taken, in words for the user; "" if they are, or may not be passed over."""
-    frames = found.frames
-    if not frames:
+    if found.first is None:
         return "" if found.faulty > 1 else "CT image without a position"
-    if not frames[0].is_axial:
+    if not found.first.is_axial:
         return "image of a CT series that is not axial"
     if found.faulty:
         return ""
-    heights_mm = [float(frame.position_mm @ frames[0].normal) for frame in frames]
-    return "" if max(heights_mm) - min(heights_mm) > 0.1 else "image of a CT series at one place (a single slice)"
+    lowest_mm, highest_mm = found.heights_mm
+    return "" if highest_mm - lowest_mm > 0.1 else "image of a CT series at one place (a single slice)"
 
 
 def series_sha256(sums: Iterable[str]) -> str:

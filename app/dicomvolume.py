@@ -70,7 +70,7 @@ def _read(series: Series) -> Volume:
     stack, filled = geometry.in_file_order(hu), np.zeros(grid.shape[0], bool)
     with Decoder() as decoder:
         sums = [_fill_from(file, series, stack, filled, decoder) for file in files]
-    return Volume(hu, geometry, grid.warnings, series_sha256(sums), tuple(sorted(sums)))
+    return Volume(hu, geometry, grid.warnings, series_sha256(sums))
 
 
 def _laid_out(series: Series) -> tuple[list[_File], Grid]:

@@ -51,16 +51,25 @@ def write_mask(mask: np.ndarray, geometry: Geometry, path: Path) -> str:
     if not path.name.endswith(".nii.gz"):
         raise ValueError(f"a mask's name must end in .nii.gz, got {str(path)!r}")
     try:
-        with _temporary_in(path.parent) as (file, temporary):
-            checksum = _write_gzip(file, geometry, mask)
-            file.flush()
-            os.fsync(file.fileno())
-            sha256 = _verified(temporary, VOXEL_OFFSET + mask.size, checksum)
-            os.replace(temporary, path)
+        try:
+            sha256 = _write(mask, geometry, path)
+        except (FileNotFoundError, BlockingIOError):  # where locks do not reach other machines, a run that began in
+            sha256 = _write(mask, geometry, path)  # this moment has removed the temporary file as a killed run's
         _sync_folder(path.parent)
     except OSError as error:
         cause = error.strerror or str(error)
         raise OutputError(f"{str(path)!r}: cannot be written: {cause}") from error
+    return sha256
+
+
+def _write(mask: np.ndarray, geometry: Geometry, path: Path) -> str:
+    """One attempt. Returns the SHA-256 of the file."""
+    with _temporary_in(path.parent) as (file, temporary):
+        checksum = _write_gzip(file, geometry, mask)
+        os.fsync(file.fileno())
+        file.seek(0)  # not opened anew: on SMB the lock keeps all other descriptors out
+        sha256 = _verified(file, VOXEL_OFFSET + mask.size, checksum)
+        os.replace(temporary, path)
     return sha256
 
 
@@ -133,15 +142,14 @@ def _write_all(file: FileIO, data: bytes) -> None:
         left = left[file.write(left) :]
 
 
-def _verified(path: Path, size: int, checksum: int) -> str:
-    """SHA-256 of a written file, after it was decompressed and found to be what was meant."""
+def _verified(file: FileIO, size: int, checksum: int) -> str:
+    """SHA-256 of a written file, from here on, after it was decompressed and found to be what was meant."""
     digest = hashlib.sha256()
     found_size, found = 0, 0
     warnings: list[str] = []
     try:
-        with open(path, "rb", buffering=0) as file:
-            for part in inflated(chunks_of(file, digest), "gzip", warnings):
-                found, found_size = zlib.crc32(part, found), found_size + len(part)
+        for part in inflated(chunks_of(file, digest), "gzip", warnings):
+            found, found_size = zlib.crc32(part, found), found_size + len(part)
     except InputError as error:
         raise OSError(errno.EIO, f"read back: {error}") from None
     if warnings or (found_size, found) != (size, checksum):

@@ -87,7 +87,6 @@ def segment_case(
         "organs": {organ.abbreviation: _organ(measures[organ.label], geometry) for organ in ORGANS},
         "quality": {"verdict": quality.verdict, "reasons": list(quality.reasons)},
         "input_sha256": volume.sha256,
-        "input_files_sha256": list(volume.files_sha256),
         "mask_sha256": mask_sha256,
     }
 

@@ -33,7 +33,11 @@ def write_preview(path: Path, hu: np.ndarray, labels: np.ndarray, spacing_mm: tu
     axial = _overlay(hu[z, ::-1, ::-1], labels[z, ::-1, ::-1], spacing_mm[1:], px_per_mm)
     coronal = _overlay(hu[::-1, y, ::-1], labels[::-1, y, ::-1], spacing_mm[::2], px_per_mm)
     picture = np.concatenate([axial, coronal], axis=1)
-    path.write_bytes(_png(picture))
+    try:
+        path.write_bytes(_png(picture))
+    except OSError:
+        path.unlink(missing_ok=True)  # half a picture, on a full disk
+        raise
 
 
 def richest_slice(labels: np.ndarray, axis: int) -> int:

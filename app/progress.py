@@ -22,7 +22,7 @@ class Progress:
     def __init__(self, total_cases: int, quiet: bool) -> None:
         self.total_cases, self.case_number, self.case_name = total_cases, 0, ""
         self.start_s = time.monotonic()
-        self.bar = sys.stderr is not None and sys.stderr.isatty() and os.environ.get("TERM") != "dumb" and not quiet
+        self.bar = sys.stderr.isatty() and os.environ.get("TERM") != "dumb" and not quiet
         handler = _ClearingHandler(self)
         handler.setFormatter(_OneLine("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%d %H:%M:%S"))
         root = logging.getLogger()

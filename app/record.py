@@ -85,7 +85,7 @@ class RunRecord:
         try:
             try:
                 _write_and_rename(partial, name, text)
-            except FileNotFoundError:  # a run that began in this moment has removed it as a killed run's
+            except OSError:  # e.g. a run that began in this moment has removed it as a killed run's
                 _write_and_rename(partial, name, text)
         finally:
             partial.unlink(missing_ok=True)

@@ -32,7 +32,6 @@ class CaseEntry(TypedDict, total=False):
     organs: dict[str, dict[str, float | None]]
     quality: dict[str, Any]
     input_sha256: str
-    input_files_sha256: list[str]
     mask_sha256: str
 
 

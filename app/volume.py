@@ -48,14 +48,12 @@ class Volume:
         geometry: For `maskfile.write_mask`.
         warnings: One line each, without the file's name.
         sha256: Hex digest of the file's bytes as they were read; of a DICOM series see `series_sha256`.
-        files_sha256: Of each file of a DICOM series; empty for a single file.
     """
 
     hu: np.ndarray
     geometry: Geometry
     warnings: tuple[str, ...]
     sha256: str
-    files_sha256: tuple[str, ...] = ()
 
 
 def read_volume(path: Path) -> Volume:

@@ -124,6 +124,21 @@ def test_defaults_are_those_of_the_readme():
     assert parse([]).inputs == [Path("/workspace/inputs")] and len(told) == 7
 
 
+@pytest.mark.parametrize("stderr", ["2>&-", "2>/dev/full"])
+def test_the_exit_status_needs_no_stderr(folders, tmp_path, stderr):
+    command = f'"{sys.executable}" -m app --device cpu --inputs "$1" --outputs "$2" --weights "$3" {stderr}'
+
+    def status(*paths):
+        given = ["sh", "-c", command, "sh", *map(str, paths)]
+        return subprocess.run(given, cwd=ROOT, stdout=subprocess.DEVNULL).returncode
+
+    weights = save_weights(tmp_path / "weights.pt")
+    assert status(folders[0] / "nowhere", folders[1], weights) == 2
+    assert status(folders[0] / "a_0000.nii.gz", folders[1], weights) == 0
+    (monitor,) = folders[1].glob("logs/*/monitor.csv")
+    assert monitor.read_text().startswith("time_s,") and "WARNING" not in monitor.read_text()
+
+
 @pytest.mark.parametrize("asked", ["--help", "--version"])
 def test_help_and_version(asked, capfd):
     with pytest.raises(SystemExit, match=r"^0$"):

@@ -1,5 +1,6 @@
 """Writing masks: whole or not at all, on full disks, through kills, beside runs that live."""
 
+import errno
 import gzip
 import hashlib
 import os
@@ -121,6 +122,35 @@ def test_a_mask_that_reads_back_otherwise_is_an_error(tmp_path, scan, monkeypatc
         write_mask(*scan, folder / "m.nii.gz")
     assert "\n" not in str(error.value)
     assert os.listdir(folder) == []
+
+
+def test_it_is_read_back_through_the_descriptor_that_holds_the_lock(tmp_path, scan, monkeypatch):
+    """On SMB shares a lock keeps all other descriptors out, even those of its own process."""
+    path, opened = outputs(tmp_path) / "m.nii.gz", []
+
+    def open_once(file, *arguments, **options):
+        if file in opened:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        opened.append(file)
+        return open(file, *arguments, **options)
+
+    monkeypatch.setattr(module, "open", open_once, raising=False)
+    assert write_mask(*scan, path) == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert len(opened) == 1
+
+
+def test_a_temporary_that_another_machines_run_removed_is_written_again(tmp_path, scan, monkeypatch):
+    """Where locks do not reach other machines, theirs takes a living run's temporary for a killed one's, once."""
+    folder, sync, removed = outputs(tmp_path), os.fsync, []
+
+    def removing_sync(descriptor):
+        sync(descriptor)
+        if not removed:
+            removed.extend(path.unlink() or path for path in folder.glob(".mask-*"))
+
+    monkeypatch.setattr(os, "fsync", removing_sync)
+    write_mask(*scan, folder / "m.nii.gz")
+    assert len(removed) == 1 and os.listdir(folder) == ["m.nii.gz"]
 
 
 def test_a_missing_folder_and_a_folder_in_the_way_are_errors(tmp_path, scan):

@@ -157,6 +157,16 @@ def test_an_installation_that_fails_is_said_and_tried_again(tree, elsewhere, bar
     assert predict(tree / "predict.sh", "x", cwd=elsewhere, path=bare_path).returncode == 7
 
 
+def test_packages_of_a_python_that_is_gone_are_named(tree, elsewhere, bare_path):
+    """The system's Python was replaced, or another machine of the cluster installed them with its own."""
+    fake_python(bare_path / "python3")
+    assert predict(tree / "predict.sh", "x", cwd=elsewhere, path=bare_path).returncode == 7
+    (tree / ".venv" / "bin" / "python").unlink()
+    run = predict(tree / "predict.sh", "x", cwd=elsewhere, path=bare_path)
+    assert (run.returncode, run.stdout) == (2, "")
+    assert run.stderr == f"predict.sh: {tree}/.venv does not work here: remove it and run again\n"
+
+
 def test_with_no_arguments_on_a_bare_machine_it_segments_the_example(tree, elsewhere, bare_path):
     fake_python(bare_path / "python3")
     run = predict(tree / "predict.sh", cwd=elsewhere, path=bare_path)

@@ -1,6 +1,7 @@
 """Which side is where, to scale, in the organs' colours."""
 
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -79,6 +80,19 @@ def test_a_name_that_is_not_utf8(tmp_path):
     path = tmp_path / os.fsdecode(b"M\xfcller.png")
     write_preview(path, np.zeros((3, 8, 8), np.int16), np.zeros((3, 8, 8), np.uint8), (1.0, 1.0, 1.0))
     assert sitk.ReadImage(path.rename(tmp_path / "plain.png")).GetSize() == (2 * HEIGHT_PX, HEIGHT_PX)
+
+
+def test_half_a_picture_does_not_stay(tmp_path, monkeypatch):
+    whole = Path.write_bytes
+
+    def on_a_full_disk(path, data):
+        whole(path, data[: len(data) // 2])
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", on_a_full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        write_preview(tmp_path / "a.png", np.zeros((3, 8, 8), np.int16), np.zeros((3, 8, 8), np.uint8), (1, 1, 1))
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1), (1, 40, 40), (40, 1, 5), (2, 3, 90)])

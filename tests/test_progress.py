@@ -146,11 +146,6 @@ def test_a_terminal_that_goes_away_does_not_end_the_run(monkeypatch):
         stderr.close()
 
 
-def test_without_a_stderr_there_is_no_bar(monkeypatch):
-    monkeypatch.setattr(module, "sys", SimpleNamespace(stderr=None))
-    assert not halfway(Progress(1, quiet=False)).bar
-
-
 def test_elsewhere_dated_lines_alone(capsys):
     progress = halfway(Progress(2, quiet=False))
     logging.getLogger("app.segment").info("one")

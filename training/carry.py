@@ -52,7 +52,7 @@ def pack_checkpoint(path: Path, pieces: Path, piece_mib: float) -> list[Path]:
 
 def export_weights(pieces: Path, file: Path) -> str:
     """The weights file of a carried checkpoint. Returns its SHA-256."""
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(dir=file.parent) as folder:
         join(pieces, Path(folder))
         return export.write(export.export(Path(folder) / checkpoint.FILE_NAME), file)
 

@@ -13,9 +13,8 @@ branch_for=${BRANCH_FOR:---epochs 46} # how long; or --train-s 60
 arm_for=${ARM_FOR:---epochs 13}
 ship_for=${SHIP_FOR:---epochs 13}
 seeds=${SEEDS:-0} # of the arms, "0 1 2"; all start from the same two branches
-first=${FIRST:-$runs/first/checkpoint.pt} # a branch that is there already
+first=${FIRST:-$runs/first/checkpoint.pt} second=${SECOND:-$runs/second/checkpoint.pt} # those that are there already
 shipped=${SHIPPED:-weights/deeplabv3plus_resnet18.pt}
-second=$runs/second/checkpoint.pt
 set -- @training/recipe.args --validate-every-epochs 1e9 "$@" # at the end of each run alone
 
 # shellcheck disable=SC2086 # a length is a flag and its value
@@ -24,7 +23,7 @@ branch() {
 }
 
 [ -n "${FIRST:-}" ] || branch "$@" --seed 0 --out "$runs/first"
-branch "$@" --seed 1 --out "$runs/second"
+[ -n "${SECOND:-}" ] || branch "$@" --seed 1 --out "$runs/second"
 # shellcheck disable=SC2086
 "$python" -m training.table3 --store "$store" --runs "$runs" --seeds $seeds -o "$runs/table3.json" \
     -- "$@" --init "$first,$second" $arm_for
