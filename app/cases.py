@@ -110,6 +110,8 @@ def _find_cases(inputs: list[Path], outputs: Path, note: Callable[[str], None]) 
             found.append(_image_case(case_name(given), given, outputs))
         else:
             raise UsageError(f"{given} does not exist; give a CT file or a folder of them with --inputs")
+    if len({path.is_absolute() for path in named_dicom}) > 1:  # they may be of one series, whose folder is named
+        named_dicom = [Path(os.path.abspath(path)) for path in named_dicom]
     if named_dicom:
         series, passed_over = _series_cases(named_dicom, None, outputs)
         if not series:
@@ -207,7 +209,17 @@ def files_below(folder: Path, outputs: Path | None = None) -> Iterator[Path]:
 
 
 def _is_image(path: Path) -> bool:
-    return path.name.lower().endswith((*SUFFIXES, *REFUSED))
+    name = path.name.lower()
+    return name.endswith(SUFFIXES) or (name.endswith(tuple(REFUSED)) and not _has_preamble(path))  # DICOM may be .IMG
+
+
+def _has_preamble(path: Path) -> bool:
+    """Whether a file says that it is DICOM."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(132).endswith(b"DICM")
+    except OSError:
+        return False
 
 
 def _may_be_dicom(path: Path) -> bool:

@@ -20,7 +20,8 @@ def read_ct(source: Path | Series) -> Volume:
     """
     volume = read_series(source) if isinstance(source, Series) else read_volume(source)
     try:
-        geometry, warnings = checked_spacing(volume.geometry)
+        in_mm = isinstance(source, Series)  # as the standard says
+        geometry, warnings = (volume.geometry, ()) if in_mm else checked_spacing(volume.geometry)
         warnings += fill_padding(volume.hu) + put_on_hu_scale(volume.hu)
     except InputError as error:
         place = source.folder if isinstance(source, Series) else source

@@ -57,7 +57,8 @@ def _cuda_problem() -> str | None:
 
 
 def _has_nvidia_card() -> bool:
-    return any(Path("/dev").glob("nvidia[0-9]*")) or Path("/proc/driver/nvidia/version").exists()
+    places = (*Path("/dev").glob("nvidia[0-9]*"), Path("/proc/driver/nvidia/version"), Path("/dev/dxg"))  # dxg: WSL 2's
+    return any(place.exists() for place in places)
 
 
 def compute_dtype(device: torch.device) -> torch.dtype:

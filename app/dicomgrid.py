@@ -6,6 +6,7 @@ files or instance numbers, nor SliceThickness, which differs from the spacing wh
 
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 
 import numpy as np
 
@@ -39,6 +40,8 @@ class Frame:
         spacing_mm: (2,) between rows, between columns.
         shape: Rows, columns.
         slope, intercept: HU = slope * stored + intercept.
+        rescaled: Whether the file gives an intercept; else it is 0.
+        acquisition: AcquisitionNumber as it stands; "" without one.
     """
 
     file: int
@@ -49,6 +52,8 @@ class Frame:
     shape: tuple[int, int]
     slope: float
     intercept: float
+    rescaled: bool
+    acquisition: str
 
     @cached_property
     def normal(self) -> np.ndarray:
@@ -121,7 +126,7 @@ def _frame(places: list[DicomHeader], header: DicomHeader, file: int, index: int
     if min(shape) < 1:
         raise InputError("its Rows or Columns are missing")
     slopes = (place.number("RescaleSlope", 0) for place in places)
-    intercepts = (place.numbers("RescaleIntercept", 1) for place in places)
+    intercepts = [number for place in places for number in place.numbers("RescaleIntercept", 1) or ()]
     return Frame(
         file=file,
         index=index,
@@ -130,7 +135,9 @@ def _frame(places: list[DicomHeader], header: DicomHeader, file: int, index: int
         spacing_mm=spacing_mm,
         shape=shape,
         slope=next(filter(None, slopes), 1.0),
-        intercept=next((intercept[0] for intercept in intercepts if intercept), 0.0),
+        intercept=next(iter(intercepts), 0.0),
+        rescaled=bool(intercepts),
+        acquisition=header.text("AcquisitionNumber"),
     )
 
 
@@ -153,6 +160,8 @@ def grid_of(frames: list[Frame]) -> Grid:
         if np.abs(np.array(values) - values[0]).max() > tolerance:
             found = sorted({" x ".join(f"{number:g}" for number in value) for value in values})
             raise InputError(f"its images have {len(found)} different {name}: {found[0]} and {found[1]}")
+    if len({frame.rescaled for frame in frames}) > 1:
+        raise InputError("some of its images have a RescaleIntercept, others have none")
     heights_mm = np.array([frame.position_mm @ first.normal for frame in frames])
     order = np.argsort(heights_mm, kind="stable")
     places = [tuple(frames[index] for index in place) for place in np.split(order, _breaks(heights_mm[order]))]
@@ -163,6 +172,9 @@ def grid_of(frames: list[Frame]) -> Grid:
         np.linalg.norm(frame.position_mm - place[0].position_mm) > _ROUNDING_MM for place in places for frame in place
     ):
         raise InputError("some of its images lie side by side at one height")
+    acquisitions = [place[0].acquisition for place in places]
+    if 1 + sum(one != next_one for one, next_one in pairwise(acquisitions)) > len(set(acquisitions)):
+        raise InputError("images of one acquisition lie between those of another: several scans in one?")
     warnings = _check_even(positions_mm, first.normal)
     if len(frames) > len(places):
         warnings.append(f"{len(frames) - len(places)} images are there twice: each is used once")

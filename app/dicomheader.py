@@ -31,11 +31,13 @@ _KEYWORDS = {
     0x00080060: "Modality",
     0x0020000E: "SeriesInstanceUID",
     0x00200011: "SeriesNumber",
+    0x00200012: "AcquisitionNumber",
     0x00200032: "ImagePositionPatient",
     0x00200037: "ImageOrientationPatient",
     0x00209113: "PlanePositionSequence",
     0x00209116: "PlaneOrientationSequence",
     0x00280002: "SamplesPerPixel",
+    0x00280004: "PhotometricInterpretation",
     0x00280008: "NumberOfFrames",
     0x00280010: "Rows",
     0x00280011: "Columns",
@@ -137,7 +139,10 @@ class _Parser:
         syntax = header.text("TransferSyntaxUID", IMPLICIT)
         if syntax == _DEFLATED:
             raise InputError("deflated DICOM is not read: convert it to explicit little endian")
-        self._explicit = syntax != IMPLICIT
+        at = self._file.tell()
+        first = self._file.read(6)  # its kind behind the tag, but where an old converter says explicit and writes none
+        self._file.seek(at)
+        self._explicit = syntax != IMPLICIT and first[4:].isalpha()
         self._order = header._order = ">" if syntax == BIG_ENDIAN else "<"
         self._elements(header, self._size, 0)
         return header
@@ -156,6 +161,9 @@ class _Parser:
             if tag in _PIXEL_DATA and depth == 0:
                 header.pixels = (self._file.tell(), length)
                 return
+            if tag in _PIXEL_DATA and length == UNDEFINED:  # a compressed icon's
+                self._skip_pieces()
+                continue
             keyword = _KEYWORDS.get(tag)
             if length == UNDEFINED or (keyword or "").endswith("Sequence"):
                 items = self._sequence(vr, end if length == UNDEFINED else self._file.tell() + length, end, depth + 1)
@@ -167,6 +175,12 @@ class _Parser:
                 header._values[keyword] = self._file.read(length)
             else:
                 self._file.seek(length, os.SEEK_CUR)
+
+    def _skip_pieces(self) -> None:
+        """Compressed pixels come in items that hold no elements."""
+        while self._tag() != SEQUENCE_END:
+            self._file.seek(self._unpack("I"), os.SEEK_CUR)
+        self._unpack("I")
 
     def _sequence(self, vr: bytes, end: int, limit: int, depth: int) -> list[DicomHeader]:
         """Items up to a place in the file, or to the mark that ends a sequence."""

@@ -88,6 +88,8 @@ def _compressed_planes(
 ) -> Iterator[np.ndarray]:
     if len({(frame.slope, frame.intercept) for frame in frames}) > 1:
         raise InputError("compressed frames, each with a rescaling of its own, are not supported")
+    if header.text("PhotometricInterpretation") == "MONOCHROME1":  # GDCM would invert them
+        raise InputError("compressed pixels of MONOCHROME1 are not supported")
     _check_fragments(file, *place)
     count, (rows, columns) = int(header.number("NumberOfFrames", 1)), frames[0].shape
     try:

@@ -14,6 +14,7 @@ from app.errors import InputError
 
 _DIRECTORY = "1.2.840.10008.1.3.10"  # of a DICOMDIR; the files that it lists are found by their content
 _LONGEST_NUMBER = 12  # characters of an integer string, PS3.5, 6.2
+_CT_IMAGE = "1.2.840.10008.5.1.4.1.1.2"  # classic, and .1 and .2: enhanced
 _SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"  # and its multi-frame kinds, .1 to .4
 
 
@@ -39,7 +40,7 @@ class _Found:
     """What is known of a series while its files are looked through.
 
     Attributes:
-        first: Its first plane. The others are not kept: there may be millions.
+        first: Its first plane, the first axial one if there is one. Others are not kept: there may be millions.
         heights_mm: The lowest and the highest plane, along the first one's normal.
         faulty: How many of its planes lie in the patient, but do not say where: an error when the series is read.
     """
@@ -57,10 +58,11 @@ class _Found:
         except InputError:
             self.faulty += _planes_in_the_patient(header)
             return
-        if self.first is None:
-            self.first = frames[0]
-        heights_mm = [float(frame.position_mm @ self.first.normal) for frame in frames]
-        self.heights_mm = min(self.heights_mm[0], *heights_mm), max(self.heights_mm[1], *heights_mm)
+        for frame in frames:
+            if self.first is None or (frame.is_axial and not self.first.is_axial):
+                self.first = frame
+            height_mm = float(frame.position_mm @ self.first.normal)
+            self.heights_mm = min(self.heights_mm[0], height_mm), max(self.heights_mm[1], height_mm)
 
 
 def find_series(files: Iterable[Path]) -> tuple[list[Series], Counter[str]]:
@@ -87,7 +89,8 @@ def find_series(files: Iterable[Path]) -> tuple[list[Series], Counter[str]]:
         if kind != "CT slice":
             others[kind] += 1
             continue
-        found = by_uid.setdefault(header.text("SeriesInstanceUID"), _Found(_series_number(header)))
+        uid = header.text("SeriesInstanceUID") or str(path.parent)  # some anonymisers empty it
+        found = by_uid.setdefault(uid, _Found(_series_number(header)))
         found.files.append(path)
         found.add(header)
     del others["DICOMDIR"]
@@ -114,8 +117,11 @@ def _kind(header: DicomHeader) -> str:
         return "DICOMDIR"
     if f"{sop_class}.".startswith(f"{_SECONDARY_CAPTURE}."):
         return "secondary capture"
-    if modality != "CT":
+    is_image = f"{sop_class}.".startswith(f"{_CT_IMAGE}.")
+    if modality != "CT" and (modality or not is_image):
         return modality or "object without a modality"
+    if header.pixels is None and is_image:
+        raise InputError("truncated: a CT image without its pixels")
     if header.pixels is None:
         return "CT object without an image"
     if header.unsigned("SamplesPerPixel", 1) != 1:

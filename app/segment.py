@@ -19,7 +19,7 @@ from app.device import compute_dtype, limit_memory, slices_per_step
 from app.inference import Segmentation, segment_volume
 from app.network import DeepLabV3Plus
 from app.postprocess import labels_from_logits
-from app.slab_logits import SlabLogits
+from app.slab_logits import Float16Overflow, SlabLogits
 from app.slabs import Slabs
 from app.weights import Weights
 
@@ -60,6 +60,15 @@ class Segmenter:
         self.device, self.dtype = device, compute_dtype(device)
         self._network = self.weights.network(device, self.dtype)
 
+    def warm_up(self) -> None:
+        """One slice of tissue, to load the device's libraries, and to see whether the network runs on it at all.
+
+        Raises:
+            RuntimeError: It does not; torch.OutOfMemoryError where there is no room.
+        """
+        hu = np.zeros((1, self.weights.frame_px, self.weights.frame_px), np.int16)
+        segment(self._network, hu, (0.0, 1.0), slices_per_step=1, frame_px=self.weights.frame_px)
+
     def segment_volume(
         self,
         hu: np.ndarray,
@@ -89,8 +98,8 @@ class Segmenter:
     ) -> np.ndarray:
         """Labels of a volume, before `postprocess.remove_small_components`; arguments and result as for `segment`.
 
-        Out of memory on a GPU halves the step down to one slice, then this case goes to the CPU; after any
-        other failure of a GPU all that follow go there. Each is warned of.
+        Out of memory on a GPU halves the step down to one slice, then this case goes to the CPU, as one does whose
+        logits float16 cannot hold; after any other failure of a GPU all that follow go there. Each is warned of.
         """
         frame = [max(size, self.weights.frame_px) for size in hu.shape[1:]]
         step = min(slices_per_step(self.device, self.budget_mib, frame[0] * frame[1]), -(-len(hu) // slices_per_slab))
@@ -109,6 +118,9 @@ class Segmenter:
                 return segment_with(self._network, slices_per_step=step)
             except torch.OutOfMemoryError:
                 pass  # the step's memory is free only after this block, whose traceback holds it
+            except Float16Overflow as error:
+                log.warning("%s: this case goes to the CPU", error)
+                break
             except RuntimeError as error:
                 cause = (str(error) or type(error).__name__).splitlines()[0]
                 log.warning("the GPU failed (%s): going on with the CPU", cause)
@@ -155,7 +167,8 @@ def segment(
 
     Raises:
         torch.OutOfMemoryError: A step did not fit; nothing is kept, try a smaller one.
-        RuntimeError: The device failed, or float16 was too small for the logits.
+        Float16Overflow: As `SlabLogits` says.
+        RuntimeError: The device failed.
     """
     labels = np.zeros(hu.shape, np.uint8)
     body = (slice(None), *body_box(hu, frame_px))

@@ -14,6 +14,10 @@ from app.preprocess import WINDOW_HU, normalise
 from app.slabs import Slabs
 
 
+class Float16Overflow(RuntimeError):
+    """float16 was too small for the logits of a scan: bfloat16 and float32 are not."""
+
+
 class SlabLogits:
     """The logits of a volume's slabs, at a quarter of their frame's size.
 
@@ -54,7 +58,8 @@ class SlabLogits:
 
         Raises:
             torch.OutOfMemoryError: A step did not fit the device.
-            RuntimeError: The device failed, or float16 was too small for the logits.
+            Float16Overflow: Its logits are no numbers.
+            RuntimeError: The device failed.
         """
         slabs = len(self._slabs)
         if not is_of_use(slabs, slabs_per_look):
@@ -86,5 +91,5 @@ class SlabLogits:
         images = normalise(frames, *self._statistics_hu).to(self._parameter.dtype, memory_format=torch.channels_last)
         logits = self._network.quarter_logits(images)
         if logits.dtype == torch.float16 and not logits.sum(dtype=torch.float32).isfinite():
-            raise RuntimeError("the logits overflow float16")  # argmax of NaN would look like any mask
+            raise Float16Overflow("the logits overflow float16")  # argmax of NaN would look like any mask
         return logits

@@ -32,8 +32,12 @@ def load_segmenter(options: argparse.Namespace, record: RunRecord) -> Segmenter:
     weights = load_weights(options.weights)
     try:
         segmenter = Segmenter(weights, device, options.gpu_budget_mib, options.every_slice)
-    except torch.OutOfMemoryError:
-        problem = "the network does not fit the GPU's free memory"
+        if device.type == "cuda":
+            segmenter.warm_up()
+    except RuntimeError as error:
+        problem = f"the network does not run on it ({(str(error) or type(error).__name__).splitlines()[0]})"
+        if isinstance(error, torch.OutOfMemoryError):
+            problem = "the network does not fit the GPU's free memory"
         if options.device == "cuda":
             raise DeviceError(f"--device cuda: {problem}") from None
         log.warning("THE GPU IS NOT USED: %s. Going on, slower, on the CPU.", problem)

@@ -65,7 +65,7 @@ def parse_metaimage(raw: bytes) -> Header:
     if end[1].strip().upper() != b"LOCAL":
         raise InputError("its voxels lie in another file: convert it to one .nii.gz file")
     fields = _Fields(raw[: end.start()], "=")
-    if fields.text("BinaryData", "True").lower() != "true":
+    if not _is_true(fields.text("BinaryData", "True")):
         raise InputError("voxels written as text are not supported")
     for name, plain in (("ElementNumberOfChannels", 1), ("ElementToIntensityFunctionSlope", 1)):
         if fields.numbers(name, [plain]) != [plain]:
@@ -73,7 +73,7 @@ def parse_metaimage(raw: bytes) -> Header:
     for name in ("ElementToIntensityFunctionOffset", "HeaderSize"):
         if fields.numbers(name, [0]) != [0]:
             raise InputError(f"{name} = {fields.text(name)} is not supported")
-    big_endian = fields.first("BinaryDataByteOrderMSB", "ElementByteOrderMSB", default="False").lower() == "true"
+    big_endian = _is_true(fields.first("BinaryDataByteOrderMSB", "ElementByteOrderMSB", default="False"))
     sizes = fields.sizes("DimSize", "NDims")
     n = len(sizes)
     axes = fields.numbers_of(
@@ -87,8 +87,13 @@ def parse_metaimage(raw: bytes) -> Header:
         origin=fields.numbers_of("Offset", "Position", "Origin", default=[0] * n, count=n)[:3],
         to_ras=LPS_TO_RAS,
         offset=end.end(),
-        compression="zlib" if fields.text("CompressedData", "False").lower() == "true" else None,
+        compression="zlib" if _is_true(fields.text("CompressedData", "False")) else None,
     )
+
+
+def _is_true(text: str) -> bool:
+    """As MetaIO takes it."""
+    return text[:1] in ("T", "t", "1")
 
 
 def parse_nrrd(raw: bytes) -> Header:
@@ -104,6 +109,8 @@ def parse_nrrd(raw: bytes) -> Header:
     encoding = fields.text("encoding").lower()
     if encoding not in ("raw", "gzip", "gz"):
         raise InputError(f"encoding {encoding!r} is not supported")
+    if fields.first("axis mins", "axismins"):
+        raise InputError("axis mins is not supported")
     for name in ("line skip", "lineskip", "byte skip", "byteskip"):
         if fields.numbers(name, [0]) != [0]:
             raise InputError(f"{name} is not supported")
@@ -138,7 +145,8 @@ class _Fields:
 
     def __init__(self, raw: bytes, separator: str) -> None:
         lines = (line for line in raw.decode("latin-1").splitlines() if not line.startswith("#"))
-        pairs = (line.split(separator, 1) for line in lines if separator in line)
+        # NRRD's `key:=value` is a remark, whatever the key.
+        pairs = (line.split(separator, 1) for line in lines if separator in line and ":=" not in line)
         self._values = {name.strip(): value.strip() for name, value in pairs}
 
     def first(self, *names: str, default: str = "") -> str:

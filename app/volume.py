@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import os
 import stat
+import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import chain
@@ -33,6 +34,7 @@ _PARSERS = {
     ".mha": (parse_metaimage, LONGEST_HEADER),
     ".nrrd": (parse_nrrd, LONGEST_HEADER),
 }
+_NIFTI_BEGINS = {struct.pack(order + "i", size) for order in "<>" for size in (348, 540)}  # never a gzip stream's
 _DEFLATE_RATIO = 1032  # no deflate stream holds more bytes than this per byte of its own
 _TAIL_BYTES = 512  # some writers leave a few bytes of any content behind the last voxel
 _ZEROS_BYTES = 8 << 20  # longest tail of zeros: some writers fill a file up to blocks of up to 4 MiB
@@ -96,6 +98,9 @@ def _read(path: Path) -> Volume:
             raise InputError("an empty file")
         chunks = chunks_of(file, digest)
         compressed = path.name.lower().endswith(".gz")
+        if compressed and os.pread(file.fileno(), 4, 0) in _NIFTI_BEGINS:  # unpacked by a web server
+            compressed = False
+            warnings.append("it is not compressed, whatever its name says")
         if compressed:
             chunks = inflated(chunks, "gzip", warnings)
         head = take(chunks, header_bytes)

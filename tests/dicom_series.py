@@ -38,6 +38,7 @@ class Series:
             upwards); given for a gap, a duplicate, a bend.
         order: Slices in the order of files (or frames) and InstanceNumber; may leave some out. All, first to last,
             if not given.
+        acquisitions: AcquisitionNumber of each slice; 1 if not given.
         number: SeriesNumber.
         tags: Attributes by keyword that every file gets instead; None leaves the attribute out.
     """
@@ -48,6 +49,7 @@ class Series:
     tilt_degrees: float = 0
     positions_mm: np.ndarray | None = None
     order: Sequence[int] | None = None
+    acquisitions: Sequence[int] | None = None
     number: int = 1
     tags: dict = field(default_factory=dict)
 
@@ -69,7 +71,8 @@ class Series:
             image.InstanceNumber = number
             image.ImageType = ["ORIGINAL", "PRIMARY", "AXIAL"]
             image.RescaleIntercept, image.RescaleSlope, image.RescaleType = INTERCEPT_HU, 1, "HU"
-            image.KVP, image.AcquisitionNumber, image.GantryDetectorTilt = 120, 1, self.tilt_degrees
+            image.KVP, image.GantryDetectorTilt = 120, self.tilt_degrees
+            image.AcquisitionNumber = self.acquisitions[k] if self.acquisitions else 1
             image.SliceThickness, image.PixelSpacing = self.spacing_mm[0], list(self.spacing_mm[1:])
             image.ImageOrientationPatient = [*self.orientation[0], *self.orientation[1]]
             image.ImagePositionPatient = list(self.positions_mm[k])

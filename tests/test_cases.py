@@ -228,6 +228,13 @@ def test_dicom_files_that_are_named_are_the_series_they_hold(tmp_path, monkeypat
     assert (case.name, case.files) == ("enhanced", (enhanced,))
     (case,) = find_cases(files, tmp_path)
     assert (case.name, case.files) == ("in", tuple(files))
+    monkeypatch.chdir(tmp_path)
+    assert names(find_cases([files[0], *(file.relative_to(tmp_path) for file in files[1:])], tmp_path)) == ["in"]
+    for file in files:
+        file.rename(file.with_suffix(".IMG"))  # a usual name on old discs
+    assert names(find_cases([tmp_path / "in"], tmp_path / "out")) == ["in_1", "in_2"]
+    files = [file.with_suffix(".IMG") for file in files]
+    assert names(find_cases(files, tmp_path)) == ["in"]
     lines = []
     mr = Series(number=3, tags={"Modality": "MR"}).write(tmp_path / "mr")
     assert names(find_cases([*files, mr[0]], tmp_path, lines.append)) == ["in"]
@@ -273,6 +280,11 @@ def test_dicom_that_cannot_be_read_is_a_case_that_fails(tmp_path):
         read_ct(case.source)
 
 
+def header_of(raw):
+    """A DICOM file up to its pixels."""
+    return raw[: raw.index(b"\xe0\x7f\x10\0OW")]
+
+
 @pytest.mark.parametrize(
     "lost",
     [
@@ -281,8 +293,9 @@ def test_dicom_that_cannot_be_read_is_a_case_that_fails(tmp_path):
         lambda folder: (folder / "I6.dcm").write_bytes(b"<html>404 not found</html>"),
         lambda folder: (folder / "I6.IMA").write_bytes(b""),
         lambda folder: (folder / "I6.dcm").write_bytes(bytes(4096)),
+        lambda folder: (folder / "I6").write_bytes(header_of((folder / "S1I0001").read_bytes())),
     ],
-    ids=["unreadable", "gone", "another file", "empty", "zeros"],
+    ids=["unreadable", "gone", "another file", "empty", "zeros", "cut behind an element"],
 )
 def test_a_slice_that_is_lost_at_the_end_fails_its_series(tmp_path, lost):
     """No gap tells of it: the mask would end too early."""

@@ -317,16 +317,30 @@ def test_wrong_use_is_said_and_nothing_is_done(folders, run_app, tmp_path, argum
 
 
 @pytest.mark.parametrize("asked", ["auto", "cuda"])
-@pytest.mark.parametrize("problem", ["the driver is too old", "the network does not fit the GPU's free memory"])
+@pytest.mark.parametrize(
+    "problem",
+    [
+        "the driver is too old",
+        "the network does not fit the GPU's free memory",
+        "the network does not run on it (GET was unable to find an engine)",
+    ],
+)
 def test_a_card_that_cannot_be_used(folders, run_app, monkeypatch, asked, problem):
     """Where it was asked for that is wrong use, else a warning."""
     inputs, outputs = folders
     network = Weights.network
 
     def full(self, place, dtype):
-        if place.type == "cuda":
+        if place.type == "cuda" and "fit" in problem:
             raise torch.OutOfMemoryError("CUDA out of memory")
+        if place.type == "cuda":  # the probe ran, cuDNN does not
+            branch = network(self, torch.device("cpu"), torch.float32)
+            branch.quarter_logits = without_an_engine
+            return branch
         return network(self, place, dtype)
+
+    def without_an_engine(images):
+        raise RuntimeError("GET was unable to find an engine\nmore lines")
 
     monkeypatch.setattr("app.device._cuda_problem", lambda: problem if "driver" in problem else None)
     monkeypatch.setattr("app.device._has_nvidia_card", lambda: True)
@@ -335,7 +349,7 @@ def test_a_card_that_cannot_be_used(folders, run_app, monkeypatch, asked, proble
     monkeypatch.setattr(Weights, "network", full)
     options = ("--device", asked, "--gpu-budget-mib", "1234", "--quiet")
     outcome = run_app("--inputs", inputs / "a_0000.nii.gz", "--outputs", outputs, *options)
-    on_gpu, on_cpu = [("cuda", 1234)] * ("fit" in problem), [("cpu", 1234)] * (asked == "auto")
+    on_gpu, on_cpu = [("cuda", 1234)] * ("network" in problem), [("cpu", 1234)] * (asked == "auto")
     assert limits == on_gpu + on_cpu
     (message,), (record,) = messages(outcome.stderr), records(outputs)
     assert record["exit_status"] == outcome.status

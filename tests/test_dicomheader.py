@@ -95,6 +95,28 @@ def test_a_private_sequence_of_unknown_kind_is_implicit(tmp_path, image):
     assert header_of(tmp_path / "x").unsigned("Rows", 0) == 4
 
 
+def test_a_compressed_icon_in_a_sequence_that_does_not_say_its_length(tmp_path, image):
+    icon = Dataset()
+    icon.Rows = 9999
+    icon.is_undefined_length_sequence_item = True
+    icon.add_new("PixelData", "OB", pydicom.encaps.encapsulate([b"\xff\xd8not elements"]))
+    icon["PixelData"].is_undefined_length = True
+    image.IconImageSequence = Sequence([icon])
+    image["IconImageSequence"].is_undefined_length = True
+    assert header_of(save(image, tmp_path / "x")).unsigned("Rows", 0) == 4
+
+
+def test_elements_without_the_kind_that_the_file_promises(tmp_path, image):
+    """An old converter's fault, which pydicom and GDCM live with too."""
+    raw = save(image, tmp_path / "x", ImplicitVRLittleEndian).read_bytes()
+    promise = struct.pack("<HH2sH", 2, 0x10, b"UI", 18) + b"1.2.840.10008.1.2\0"
+    assert raw.count(promise) == 1
+    explicit = struct.pack("<HH2sH", 2, 0x10, b"UI", 20) + b"1.2.840.10008.1.2.1\0"
+    (tmp_path / "x").write_bytes(raw.replace(promise, explicit))
+    header = header_of(tmp_path / "x")
+    assert header.unsigned("Rows", 0) == 4 and header.pixels is not None
+
+
 def test_frames_of_an_enhanced_object_are_items(tmp_path):
     path = Series().write_multiframe(tmp_path / "x")
     frames = header_of(path).items("PerFrameFunctionalGroupsSequence")

@@ -22,16 +22,19 @@ from pydicom.uid import (
     ExplicitVRBigEndian,
     ImplicitVRLittleEndian,
     MultiFrameGrayscaleWordSecondaryCaptureImageStorage,
+    RawDataStorage,
     RTStructureSetStorage,
     SecondaryCaptureImageStorage,
 )
 
 import app.gdcm
+from app.ct import read_ct
 from app.dicomseries import find_series, series_sha256
 from app.dicomvolume import read_series
 from app.errors import InputError
 from tests.dicom_series import AXIAL, CORONAL, ORIGIN_MM, SAGITTAL, SPACING_MM, Series, distinct_hu
 from tests.nifti_files import mask_on
+from tests.scans import smooth_hu
 
 TOOLS = Path(sys.executable).parent  # dcm2niix and gdcmconv come with their Python packages
 PRONE, FEET_FIRST = ((-1, 0, 0), (0, -1, 0)), ((-1, 0, 0), (0, 1, 0))
@@ -156,6 +159,10 @@ def test_slices_within_a_hundredth_are_even(tmp_path):
             "another image of the series lies at the same place",
         ),
         (
+            Series(hu=distinct_hu(6), spacing_mm=(1, 0.8, 0.75), acquisitions=[1, 2] * 3),
+            "images of one acquisition lie between those of another: several scans in one?",
+        ),
+        (
             Series(hu=distinct_hu(6), positions_mm=[*Series().positions_mm, np.add(ORIGIN_MM, (9, 0, 0))]),
             "some of its images lie side by side at one height",
         ),
@@ -180,6 +187,7 @@ def test_what_makes_no_even_volume_is_refused(tmp_path, series, cause):
         ({"SamplesPerPixel": 3}, "slices are missing (1)"),
         ({"PixelData": b"\0\0"}, "truncated: 2 of the 1536 bytes of its pixels"),
         ({"BitsAllocated": 32}, "pixels of 16 bits in 32"),
+        ({"RescaleIntercept": None}, "some of its images have a RescaleIntercept, others have none"),
         ({"ModalityLUTSequence": [pydicom.Dataset()]}, "its HU are given by a table (Modality LUT): not supported"),
     ],
 )
@@ -228,7 +236,7 @@ def test_what_is_no_slice_of_an_axial_volume_is_passed_over(tmp_path):
         8: {"orientation": SAGITTAL},
         9: {"hu": distinct_hu(1)},
         10: {"tags": {"ImagePositionPatient": None, "ImageOrientationPatient": None}},  # a screenshot
-        11: {"tags": {"PixelData": None}},
+        11: {"tags": {"PixelData": None, "SOPClassUID": RawDataStorage}},
         12: {"tags": {"SamplesPerPixel": 3}},
     }
     others = [path for number, kind in kinds.items() for path in Series(number=number, **kind).write(tmp_path / "in")]
@@ -322,8 +330,40 @@ def test_each_slice_has_its_own_rescaling(tmp_path):
     hu = np.full((3, 4, 4), 100, np.int16)
     files = Series(hu=hu).write(tmp_path / "in")
     edit(files[1], RescaleSlope=0.5, RescaleIntercept=-1024)
-    edit(files[2], RescaleSlope=None, RescaleIntercept=None)
-    assert [plane[0, 0] for plane in read(files).hu] == [100, -462, 1124]
+    edit(files[2], RescaleSlope=None, RescaleIntercept=-1000)
+    assert [plane[0, 0] for plane in read(files).hu] == [100, -462, 124]
+
+
+def test_acquisitions_one_above_the_other_are_one_scan(tmp_path):
+    files = Series(hu=distinct_hu(6), acquisitions=[4, 4, 2, 2, 3, 3]).write(tmp_path / "in")
+    assert read(files).hu.shape[0] == 6
+
+
+def test_which_file_comes_first_does_not_decide_what_a_series_is(tmp_path):
+    axial = Series().write(tmp_path / "in")
+    for name in ("A", "Z"):
+        scout = shutil.copy(Series(orientation=CORONAL).write(tmp_path / "scout")[0], tmp_path / "in" / name)
+        assert "2 different orientations" in refusal([*axial, Path(scout)])
+
+
+def test_series_of_no_uid_are_told_apart_by_their_folders(tmp_path):
+    files = [file for name in "ab" for file in Series(tags={"SeriesInstanceUID": ""}).write(tmp_path / name)]
+    assert [len(series.files) for series in find_series(files)[0]] == [5, 5]
+
+
+def test_a_small_field_is_in_mm_as_the_standard_says(tmp_path):
+    """An inner ear; a file with such voxels might be a trunk in cm."""
+    hu = np.clip(smooth_hu((4, 64, 64)), -1000, 1000)
+    files = Series(hu=hu, spacing_mm=(0.625, 0.1875, 0.1875)).write(tmp_path / "in")
+    (series,), _ = find_series(files)
+    assert read_ct(series).geometry.spacing_mm == pytest.approx((0.625, 0.1875, 0.1875))
+
+
+def test_compressed_pixels_that_gdcm_would_invert_are_refused(tmp_path):
+    files = Series(hu=distinct_hu(2), tags={"PhotometricInterpretation": "MONOCHROME1"}).write(tmp_path / "in")
+    assert np.array_equal(file_order(read(files)).T[:, ::-1], distinct_hu(2))  # plain values are what they are
+    subprocess.run([TOOLS / "gdcmconv", "--rle", files[0], files[0]], check=True, capture_output=True)
+    assert "compressed pixels of MONOCHROME1 are not supported" in refusal(files)
 
 
 def test_pixels_that_were_not_scanned_are_air_and_tissue_is_not(tmp_path):

@@ -224,6 +224,24 @@ def test_a_gpu_that_breaks_between_slices_is_given_up(on_gpu, caplog, error, cau
     assert len(caplog.messages) == 1
 
 
+@pytest.mark.fault_gpu
+def test_a_scan_that_float16_cannot_hold_goes_to_the_cpu_alone(on_gpu, caplog):
+    overflowing = True
+
+    def fails(slices):
+        if overflowing:
+            raise module.Float16Overflow("the logits overflow float16")
+
+    segmenter, weights = on_gpu(fails)
+    assert np.array_equal(segmenter(HU, STATISTICS), EXPECTED)
+    assert caplog.messages == ["the logits overflow float16: this case goes to the CPU"]
+    assert segmenter.used_device.type == "cpu"
+    overflowing = False
+    assert np.array_equal(segmenter(HU, STATISTICS), EXPECTED)
+    assert segmenter.used_device.type == segmenter.device.type == "cuda"
+    assert [device for device, _ in weights.made] == ["cuda", "cpu"]
+
+
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
 @pytest.mark.fault_gpu
 def test_logits_beyond_float16_are_an_error_not_a_mask(bad):
@@ -237,7 +255,7 @@ def test_logits_beyond_float16_are_an_error_not_a_mask(bad):
             logits[0, 3, 5, 5] = bad
             return logits
 
-    with pytest.raises(RuntimeError, match="overflow"):
+    with pytest.raises(module.Float16Overflow, match="overflow"):
         segment(Overflowing(), smooth_hu((1, 64, 64)), STATISTICS, 1, 64)
 
 

@@ -335,6 +335,16 @@ def test_damage_in_the_last_of_several_members_is_refused(tmp_path, monkeypatch)
             read_volume(path)
 
 
+@pytest.mark.parametrize("order", "<>")
+def test_a_file_that_is_not_compressed_in_spite_of_its_name(tmp_path, order):
+    image = nib.Nifti1Image(ARRAY, AFFINE, nib.Nifti1Header(endianness=order))
+    nib.save(image, tmp_path / "ct.nii")
+    (tmp_path / "ct.nii").rename(tmp_path / "ct.nii.gz")
+    volume = read_volume(tmp_path / "ct.nii.gz")
+    assert np.array_equal(volume.hu, VOLUME)
+    assert volume.warnings == ("it is not compressed, whatever its name says",)
+
+
 @pytest.mark.parametrize("tail", [b"\0" * 70000, b"garbage", b"\x1f", b"\x1f\x8b\x08\0"])
 def test_garbage_behind_a_whole_stream_is_told(tmp_path, tail):
     (tmp_path / "ct.nii.gz").write_bytes(gzip.compress(nifti_bytes(VOLUME)) + tail)
@@ -445,6 +455,7 @@ BAD = {  # name: (file name, bytes, what the message says)
     "nrrd not": ("x.nrrd", b"hello", "not a NRRD"),
     "nrrd endless": ("x.nrrd", b"NRRD0004\ntype: short\n", "no end"),
     "nrrd encoding": ("x.nrrd", nrrd_bytes(VOLUME, encoding="hex"), "encoding 'hex'"),
+    "nrrd axis mins": ("x.nrrd", nrrd_bytes(VOLUME, axis_mins="-100 -120 30"), "axis mins is not supported"),
     "nrrd skip": ("x.nrrd", nrrd_bytes(VOLUME, byte_skip="-1"), "byte skip"),
     "nrrd type": ("x.nrrd", nrrd_bytes(VOLUME, type="block"), "type 'block'"),
     "nrrd 4-D": ("x.nrrd", nrrd_bytes(VOLUME, dimension="4", sizes="3 5 6 7"), "4-D image"),
@@ -572,10 +583,23 @@ def test_itk_formats_of_any_type_and_byte_order(tmp_path, suffix, kind):
     sitk.WriteImage(image, tmp_path / f"ct{suffix}")
     assert np.array_equal(read_volume(tmp_path / f"ct{suffix}").hu, array)
     big, path = VOLUME.astype(">i2"), tmp_path / f"big{suffix}"
-    made = {".mha": (metaimage_bytes, {"BinaryDataByteOrderMSB": "True"}), ".nrrd": (nrrd_bytes, {"endian": "big"})}
-    make, fields = made[suffix]
-    path.write_bytes(make(big, **fields))
-    assert np.array_equal(read_volume(path).hu, VOLUME)
+    made = {
+        ".mha": (
+            metaimage_bytes,
+            [{"BinaryDataByteOrderMSB": true, "BinaryData": true} for true in ("True", "T", "1")],
+        ),
+        ".nrrd": (nrrd_bytes, [{"endian": "big"}]),
+    }
+    make, headers = made[suffix]
+    for fields in headers:
+        path.write_bytes(make(big, **fields))
+        assert np.array_equal(read_volume(path).hu, VOLUME)
+
+
+def test_remarks_in_a_nrrd_header_are_none_of_its_fields(tmp_path):
+    raw = nrrd_bytes(VOLUME).replace(b"encoding:", b"type:=CT\nspace:=body\nencoding:")
+    (tmp_path / "ct.nrrd").write_bytes(raw)
+    assert np.array_equal(read_volume(tmp_path / "ct.nrrd").hu, VOLUME)
 
 
 @pytest.mark.parametrize("space", ["left-posterior-superior", "LPS", "RAS", "left-anterior-superior"])

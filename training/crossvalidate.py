@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from app.device import DeviceError, choose_device
 from app.network import DeepLabV3Plus
 from evaluation.output import write_json
 from training import checkpoint, results
@@ -61,9 +62,12 @@ def main() -> None:
     parser.add_argument("checkpoints", type=Path, nargs="+")
     parser.add_argument("-o", "--output", type=Path, default=Path("results/crossvalidation.json"))
     parser.add_argument("--store", help="default: the one that each was trained with")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", choices=("auto", "cuda", "cpu"), default="auto")
     arguments = parser.parse_args()
-    device = torch.device(arguments.device)
+    try:
+        device = choose_device(arguments.device)
+    except DeviceError as error:
+        raise SystemExit(f"training.crossvalidate: {error}") from None
     folds = []
     for path in arguments.checkpoints:
         try:

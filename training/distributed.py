@@ -7,16 +7,21 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from app.device import choose_device
+
 
 def join(device: str) -> tuple[int, int, torch.device]:
     """Rank, number of processes and device; the process group is set up if torchrun started this process.
 
     Args:
         device: "auto" (CUDA if there is one), "cuda" or "cpu".
+
+    Raises:
+        app.device.DeviceError: "cuda" was asked for and does not work.
     """
-    cuda = device == "cuda" or (device == "auto" and torch.cuda.is_available())
     if "WORLD_SIZE" not in os.environ:
-        return 0, 1, torch.device("cuda" if cuda else "cpu")
+        return 0, 1, choose_device(device)
+    cuda = device == "cuda" or (device == "auto" and torch.cuda.is_available())
     place = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if cuda else torch.device("cpu")
     if cuda:
         torch.cuda.set_device(place)  # before NCCL starts: it talks through the current card

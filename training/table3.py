@@ -15,6 +15,7 @@ from typing import Any, cast
 
 import numpy as np
 
+from app.device import DeviceError
 from app.network import DeepLabV3Plus
 from evaluation.output import write_json
 from training import results
@@ -100,7 +101,7 @@ def main() -> None:
             try:
                 run = Run(arm_config(base, labelled, arm, seed))
                 dsc = final_dsc(run)
-            except (ValueError, OSError) as error:
+            except (ValueError, OSError, DeviceError) as error:
                 raise SystemExit(f"training.table3: {error}") from None
             if base.train_s:
                 base = dataclasses.replace(base, train_s=0.0, epochs=run.step / run.steps_per_epoch)

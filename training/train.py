@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from app.device import DeviceError
 from app.labels import ORGANS
 from app.network import DeepLabV3Plus, initialise
 from training import checkpoint
@@ -297,7 +298,7 @@ def _optimiser(branch: nn.Module, config: Config) -> torch.optim.Optimizer:
 def main() -> None:
     try:
         run = Run(parse())
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, DeviceError) as error:
         raise SystemExit(f"training.train: {error}") from None
     if run.rank == 0:
         labelled, *unlabelled = run.samplers

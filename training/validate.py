@@ -4,6 +4,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from app.inference import segment_volume
 from app.labels import NUM_CLASSES, ORGANS
@@ -60,7 +61,9 @@ def validate(
     for case in cases:
         min_region_px = round(MIN_REGION_PX / case.settings.get("shrink", 1) ** 2)
         hu, truth = read_pixels(store, case)
-        with mixed_precision(device, config.bf16):
+        # Each case has slices of its own size: to look for the fastest kernels of each would take longer.
+        no_search = torch.backends.cudnn.flags(enabled=True, benchmark=False)
+        with mixed_precision(device, config.bf16), no_search:
             segmentation = segment_volume(
                 segment_slices, hu, case.spacing_mm, data["spacing_mm"], data["slice_mm"],
                 statistics_hu=(case.mean_hu, case.std_hu), min_region_px=min_region_px,

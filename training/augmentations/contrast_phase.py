@@ -4,6 +4,7 @@ BTCV is portal venous. A network that saw little else told organs by their brigh
 scans it gave half of a left kidney to the spleen.
 """
 
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -65,10 +66,15 @@ def apply(hu: Tensor, organ: Tensor, drawn: ContrastPhase) -> Tensor:
     both = torch.stack([hu.flatten(), torch.ones_like(hu).flatten()], dim=1)
     total, pixels = torch.zeros(count, 2, device=hu.device).index_add_(0, index, both).unbind(dim=1)
     mean = (total / pixels.clamp(min=1)).view(-1, NUM_CLASSES)
-    unenhanced = torch.tensor([UNENHANCED_HU.get(label, torch.nan) for label in range(NUM_CLASSES)], device=hu.device)
-    offset = (-washout * (mean - unenhanced)).nan_to_num()  # (N, 14)
+    offset = (-washout * (mean - _unenhanced_hu(hu.device))).nan_to_num()  # (N, 14)
     around = _spread((offset / (mean - FAT_HU).clamp(min=1)).flatten()[index].view_as(hu))
     return hu + torch.where(organ > 0, offset.flatten()[index].view_as(hu), around * (hu - FAT_HU).clamp(0, BRIGHT_HU))
+
+
+@cache
+def _unenhanced_hu(device: torch.device) -> Tensor:
+    """(14,), NaN where there is none; copied to the device once, for a copy waits for all that it does."""
+    return torch.tensor([UNENHANCED_HU.get(label, torch.nan) for label in range(NUM_CLASSES)], device=device)
 
 
 def _spread(x: Tensor) -> Tensor:
