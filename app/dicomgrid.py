@@ -172,8 +172,8 @@ def grid_of(frames: list[Frame]) -> Grid:
         np.linalg.norm(frame.position_mm - place[0].position_mm) > _ROUNDING_MM for place in places for frame in place
     ):
         raise InputError("some of its images lie side by side at one height")
-    acquisitions = [place[0].acquisition for place in places]
-    if 1 + sum(one != next_one for one, next_one in pairwise(acquisitions)) > len(set(acquisitions)):
+    acquisitions = [place[0].acquisition for place in places if place[0].acquisition]
+    if 1 + sum(one != next_one for one, next_one in pairwise(acquisitions)) > max(1, len(set(acquisitions))):
         raise InputError("images of one acquisition lie between those of another: several scans in one?")
     warnings = _check_even(positions_mm, first.normal)
     if len(frames) > len(places):
