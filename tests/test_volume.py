@@ -416,7 +416,7 @@ BAD = {  # name: (file name, bytes, what the message says)
     "text plain": ("x.nii", b"<html>404 not found</html>", r"not a NIfTI file \(it starts with 3c 68 74 6d\)"),
     "text in gzip": ("x.nii.gz", gzip.compress(b"hello, world" * 99), "not a NIfTI file"),
     "nothing in gzip": ("x.nii.gz", gzip.compress(b""), "0 bytes are too few"),
-    "not compressed": ("x.nii.gz", nifti_bytes(VOLUME), "damaged gzip stream"),
+    "not compressed": ("x.nii.gz", b"hello, world" * 99, "damaged gzip stream"),
     "compressed": ("x.nii", gzip.compress(nifti_bytes(VOLUME)), "starts with 1f 8b"),
     "only a header": ("x.nii", nifti_bytes(VOLUME)[:352], "but 0 bytes follow it: truncated?"),
     "a byte short": ("x.nii", nifti_bytes(VOLUME)[:-1], "truncated?"),
