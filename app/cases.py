@@ -214,7 +214,9 @@ def _is_image(path: Path) -> bool:
 
 
 def _has_preamble(path: Path) -> bool:
-    """Whether a file says that it is DICOM."""
+    """Whether a file says that it is DICOM. A pipe is not asked: it would wait for a writer."""
+    if not path.is_file():
+        return False
     try:
         with open(path, "rb") as file:
             return file.read(132).endswith(b"DICM")

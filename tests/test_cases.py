@@ -87,6 +87,13 @@ def test_links_to_folders_are_followed_but_not_in_circles(tmp_path):
     assert names(find_cases([folder], tmp_path / "out")) == ["a", "link_b", "nowhere"]
 
 
+def test_a_pipe_is_not_waited_for(tmp_path):
+    folder = touch(tmp_path / "in", "a.nii.gz")
+    for name in ("b.img", "c.dcm", "d"):
+        os.mkfifo(folder / name)
+    assert names(find_cases([folder], tmp_path / "out")) == ["a", "b"]  # b fails when it is read
+
+
 def test_an_outputs_folder_among_the_inputs_is_passed_over(tmp_path):
     folder = touch(tmp_path / "in", "a_0000.nii.gz")
     touch(folder / "masks", "a.nii.gz", "b.nii.gz")
